@@ -1,0 +1,231 @@
+"""The command line `thinkdiff`: one thin command per thing a person does. Errors are one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from thinkdiff.schemas.artifact import STAGES, Artifact, Execution
+from thinkdiff.schemas.errors import SpecError, ThinkDiffError
+
+app = typer.Typer(
+    name="thinkdiff", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="ThinkDiff as a staged, cacheable pipeline: captions, features, aligner, pictures, CoBSAT.",
+)  # fmt: skip
+
+Root = Annotated[str, typer.Option(help="artifact root: a path or s3://bucket/prefix", envvar="THINKDIFF_ROOT")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON on standard output and nothing else")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
+
+# Prefect's own defaults call home and give a loaded laptop 20 s to start its embedded server.
+SETTINGS = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+}
+
+
+class Quiet(logging.Filter):
+    """Drops Prefect's traceback of an error that the command line reports as one sentence."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        return not isinstance(error, ThinkDiffError) and "Finished in state Failed" not in record.getMessage()
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="a named experiment; `thinkdiff recipes` lists them")] = "mini",
+    root: Root = "runs",
+    until: Annotated[str, typer.Option(help=f"last stage to build: {', '.join(STAGES)}")] = STAGES[-1],
+    refresh: Annotated[list[str] | None, typer.Option(help="stage to compute again (repeatable)")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="a spec value, e.g. aligner.lr=0.001 (repeatable)")
+    ] = None,
+    device: Device = "auto",
+    threads: Annotated[int, typer.Option(help="torch threads; 0 leaves the default")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Builds a recipe up to a stage; stages that are in the root already are taken from there."""
+    from thinkdiff.flows.recipes import recipe as named
+    from thinkdiff.schemas.artifact import validated
+    from thinkdiff.schemas.pipeline import PipelineSpec
+
+    for stage in (until, *(refresh or ())):
+        known_stage(stage)
+    values = named(recipe).model_dump()
+    for assignment in set_ or ():
+        assign(values, assignment)
+    spec = validated(PipelineSpec, values)
+    execution = validated(Execution, {"root": root, "device": device, "threads": threads})
+    result = run_flow(recipe=recipe, target=until, spec=spec, run=execution, refresh=refresh or [])
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    for line in result["stages"]:
+        if line["role"] == line["stage"] or len(result["stages"]) < 20:
+            typer.echo(f"{line['state']:<10} {line['role']:<18} {line['seconds']:8.1f} s  {line['uri']}")
+    for method, by_shots in result["scores"].items():
+        typer.echo(f"{method:<14} " + "  ".join(f"{shots}-shot {value:.3f}" for shots, value in by_shots.items()))
+    if result["report"]:
+        typer.echo(f"report: {result['report']}")
+
+
+def run_flow(**parameters: Any) -> dict[str, Any]:
+    """Calls the flow with Prefect's settings in place and its tracebacks of known errors left out."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from thinkdiff.flows.thinkdiff_flow import thinkdiff
+
+    for name in ("prefect.task_runs", "prefect.flow_runs", "prefect.task_engine", "prefect.flow_engine", "prefect.engine"):
+        logging.getLogger(name).addFilter(Quiet())
+    return thinkdiff(**parameters)
+
+
+def known_stage(name: str) -> None:
+    """Raises SpecError for a stage that is none."""
+    if name not in STAGES:
+        raise SpecError(f"stage: found {name!r}, expected one of {', '.join(STAGES)}.")
+
+
+def assign(values: dict[str, Any], assignment: str) -> None:
+    """Puts `a.b=value` into nested values. Raises SpecError for a key that the spec does not have."""
+    path, equals, text = assignment.partition("=")
+    *folders, last = path.split(".")
+    place: Any = values
+    for name in folders:
+        place = place.get(name) if isinstance(place, dict) else None
+    if not equals or not isinstance(place, dict) or last not in place:
+        where = f"one of {', '.join(place)}" if isinstance(place, dict) else "a path such as aligner.lr=0.001"
+        raise SpecError(f"--set: found {assignment!r}, expected {where}. The spec has no such key.")
+    try:
+        place[last] = json.loads(text)
+    except ValueError:
+        place[last] = text
+
+
+@app.command()
+def recipes(as_json: AsJson = False) -> None:
+    """Lists the named experiments."""
+    from thinkdiff.flows.recipes import RECIPES
+
+    if as_json:
+        typer.echo(json.dumps({name: make().model_dump(mode="json") for name, make in RECIPES.items()}))
+        return
+    for name, make in RECIPES.items():
+        typer.echo(f"{name:<12} {(make.__doc__ or '').strip().splitlines()[0]}")
+
+
+@app.command()
+def artifacts(root: Root = "runs", as_json: AsJson = False) -> None:
+    """Lists the artifacts under a root."""
+    from thinkdiff.storage.records import find_artifacts
+
+    found = list(find_artifacts(root))
+    if as_json:
+        typer.echo(json.dumps([summary(artifact) for artifact in found]))
+        return
+    for artifact in found:
+        counts = ", ".join(f"{name} {value}" for name, value in list(artifact.counts.items())[:3])
+        typer.echo(f"{artifact.stage:<17} {artifact.fingerprint[:12]} {artifact.provenance.created}  {counts}")
+
+
+def summary(artifact: Artifact) -> dict[str, Any]:
+    """What a listing says of an artifact: all but its spec and its files."""
+    brief = artifact.model_dump(mode="json", exclude={"spec", "files", "parents"})
+    return brief | {"files": len(artifact.files), "bytes": sum(entry.size for entry in artifact.files)}
+
+
+@app.command()
+def show(artifact: Annotated[str, typer.Argument(help="start of a fingerprint")], root: Root = "runs") -> None:
+    """Prints an artifact's record."""
+    from thinkdiff.storage.records import find_artifact
+
+    typer.echo(find_artifact(root, artifact).model_dump_json(indent=1))
+
+
+@app.command()
+def verify(
+    root: Root = "runs",
+    deep: Annotated[bool, typer.Option("--deep", help="read and hash every byte again")] = False,
+) -> None:
+    """Checks that every artifact is whole; exit code 1 when one is not."""
+    from thinkdiff.storage.housekeeping import verify_root
+
+    checked, problems = verify_root(root, deep)
+    for problem in problems:
+        typer.echo(problem)
+    typer.echo(f"{checked} artifacts checked, {len(problems)} problems")
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def gc(
+    root: Root = "runs",
+    delete: Annotated[bool, typer.Option("--delete", help="remove what is listed; without it nothing changes")] = False,
+) -> None:
+    """Lists (or removes) what no record names: parts of broken runs, temporary files."""
+    from thinkdiff.storage.housekeeping import garbage, remove
+
+    found = garbage(root)
+    for name, size in found.items():
+        typer.echo(f"{size:>12} {name}")
+    if delete:
+        remove(root, found)
+    total = sum(found.values()) / 1e6
+    typer.echo(f"{len(found)} files, {total:.1f} MB {'removed' if delete else 'could be removed with --delete'}")
+
+
+@app.command()
+def generate(
+    parts: Annotated[list[str], typer.Argument(metavar="IMAGE|TEXT...", help="picture files and words, in order")],
+    aligner: Annotated[str, typer.Option(help="start of an aligner's fingerprint, or `latest`")] = "latest",
+    out: Annotated[Path, typer.Option("-o", "--out", help="PNG file to write")] = Path("out.png"),
+    root: Root = "runs",
+    recipe: Annotated[str, typer.Option(help="whose VLM, decoder and settings to use")] = "mini",
+    seed: Annotated[int, typer.Option(help="of the picture")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Pictures and words in, one picture out, through a trained aligner."""
+    from thinkdiff.flows.recipes import execution
+    from thinkdiff.flows.recipes import recipe as named
+    from thinkdiff.tasks.compose import compose, trained_aligner
+
+    spec = named(recipe)
+    where = execution(Execution(root=root, device=device))
+    text = compose(spec, trained_aligner(where, aligner), parts, out, seed, where)
+    typer.echo(f"the VLM's words: {text}")
+    typer.echo(f"picture: {out}")
+
+
+@app.command("build-mini")
+def build_mini(
+    out: Annotated[Path, typer.Option(help="folder for the weights")] = Path("mini-weights"),
+    seed: Annotated[int, typer.Option(help="of every model")] = 0,
+    only: Annotated[list[str] | None, typer.Option(help="train only this model (repeatable)")] = None,
+) -> None:
+    """Trains the miniature's models from scratch."""
+    from thinkdiff.mini.build import build_mini as build
+
+    build(out, seed, tuple(only or ()))
+    typer.echo(f"weights: {out}")
+
+
+def main() -> None:
+    """Entry point: runs the app; a known error becomes one sentence on standard error and exit code 2."""
+    try:
+        app()
+    except ThinkDiffError as error:
+        typer.echo(f"thinkdiff: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Named experiments as functions that return a PipelineSpec; nothing here runs or reads data.
+
+`mini` is the miniature that ships with the package; `ablations` is mini with the paper's ablations beside it;
+`lvlm-paper` is the paper's setting, with models from the hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from thinkdiff.schemas.aligner import AlignerSpec
+from thinkdiff.schemas.artifact import Execution, Model
+from thinkdiff.schemas.captions import CaptionSpec, Collection
+from thinkdiff.schemas.cobsat import CobsatPrompts, Family
+from thinkdiff.schemas.errors import SpecError
+from thinkdiff.schemas.features import CaptionPrompts, FeatureSpec
+from thinkdiff.schemas.images import ImageSpec, TarSource
+from thinkdiff.schemas.media import MediaSpec
+from thinkdiff.schemas.pipeline import PipelineSpec, Variant, World
+from thinkdiff.schemas.report import ReportSpec
+from thinkdiff.schemas.scores import ScoreSpec
+
+MINI_INSTRUCTION = "I give you several words and pictures. Describe the next picture."
+ABLATION_SEEDS = 5
+
+
+def recipe(name: str) -> PipelineSpec:
+    """The spec of a named recipe. Raises SpecError for a name that is none."""
+    if name not in RECIPES:
+        raise SpecError(f"recipe: found {name!r}, expected one of {', '.join(RECIPES)}. `thinkdiff recipes` explains them.")
+    return RECIPES[name]()
+
+
+def execution(run: Execution) -> Execution:
+    """`run` with the miniature's models behind the user's own model directories."""
+    from thinkdiff.mini.release import weights_folder
+
+    folder = str(weights_folder())
+    return run if folder in run.model_dirs else run.model_copy(update={"model_dirs": (*run.model_dirs, folder)})
+
+
+def prepare(spec: PipelineSpec, run: Execution) -> None:
+    """Writes the miniature's collections and pictures below the data root, unless they are there."""
+    if spec.world is not None:
+        from thinkdiff.mini.dataset import ensure_world
+
+        ensure_world(spec.world, run.data_root)
+
+
+def mini() -> PipelineSpec:
+    """The whole pipeline on the miniature world: minutes on two CPU cores, no network."""
+    return miniature(name="mini", per_task=10)
+
+
+def ablations() -> PipelineSpec:
+    """mini on 1,000 prompts, with the paper's ablations over five aligner seeds and two diffusion decoders."""
+    base = miniature(name="ablations", per_task=50, input_tokens=True)
+    robust = base.media.but(methods=("aligned",))
+    fragile = robust.but(transformer=mini_model("mini-flux-less-robust"))
+    changes: dict[str, dict[str, object]] = {
+        "aligned": {},
+        "no masking": {"masking": "none"},
+        "no norm": {"norm": "none"},
+        "default norm": {"norm": "default"},
+        "input tokens": {"features": "input", "masking": "none"},
+        "random aligner": {"steps": 0},
+    }
+    cells = [(name, change, robust) for name, change in changes.items()]
+    cells += [(f"{name}, less robust decoder", changes[name], fragile) for name in ("aligned", "no masking")]
+    variants = tuple(
+        Variant(name=name, aligner=base.aligner.but(**change, seed=seed), media=media)
+        for name, change, media in cells
+        for seed in range(ABLATION_SEEDS)
+    )
+    return base.model_copy(update={"variants": variants})
+
+
+def miniature(name: str, per_task: int, input_tokens: bool = False) -> PipelineSpec:
+    """The miniature's pipeline with `per_task` prompts for each task and number of shots."""
+    from thinkdiff.mini.release import BENCHMARK_SEED, WORLD_SEED
+
+    world = World(
+        folder=f"mini-world-{WORLD_SEED}-{BENCHMARK_SEED}", seed=WORLD_SEED, rows=9000, benchmark_seed=BENCHMARK_SEED
+    )
+    formats = {"cc3m": "cc3m-tsv", "cc12m": "cc12m-tsv", "sbu": "sbu-json"}
+    files = {"cc3m": "cc3m.tsv", "cc12m": "cc12m.tsv", "sbu": "sbu-captions-all.json"}
+    t5 = mini_model("mini-t5")
+    features = FeatureSpec(
+        vlm=mini_model("mini-qwen2-vl"),
+        prompts=CaptionPrompts(),
+        max_tokens=48,
+        temperature=0.0,
+        top_p=1.0,
+        end_policy="stop",
+        compute_dtype="float32",
+        dtype="float32",
+        tokens=("generated", "input") if input_tokens else ("generated",),
+        max_input_tokens=64 if input_tokens else 0,
+    )
+    return PipelineSpec(
+        name=name,
+        world=world,
+        captions=CaptionSpec(
+            collections=tuple(
+                Collection(name=c, format=formats[c], url=f"{world.folder}/{files[c]}") for c in formats
+            ),
+            n=8192,
+        ),
+        images=ImageSpec(tars=tuple(TarSource(collection=c, glob=f"{world.folder}/{c}/*.tar") for c in formats)),
+        features=features,
+        aligner=AlignerSpec(
+            t5=t5, hidden=192, steps=1000, batch=32, lr=2e-3, warmup_lr=2e-5, warmup_steps=100, min_lr=0.0,
+            schedule="linear", schedule_steps=1000, weight_decay=0.0, clip_grad_norm=1.0, validation_rows=512,
+            validation_every=250, checkpoint_every=100, seed=0,
+        ),
+        queries=features.but(
+            prompts=CobsatPrompts(
+                families=mini_families(), images=f"{world.folder}/cobsat", instruction=MINI_INSTRUCTION,
+                shots=(2, 4), per_task=per_task, seed=BENCHMARK_SEED, held_out=mini_held_out(),
+            ),
+            max_input_tokens=192 if input_tokens else 0,
+        ),
+        media=MediaSpec(
+            decoder=mini_model("mini-flux"), t5=t5, height=32, width=32, steps=16, guidance_scale=1.0,
+            true_cfg_scale=3.0, seed=1,
+        ),
+        scores=ScoreSpec(judge=mini_model("mini-judge")),
+        report=ReportSpec(title="ThinkDiff in miniature"),
+    )  # fmt: skip
+
+
+def mini_model(name: str) -> Model:
+    """A model of the miniature, its revision the digest of its files."""
+    from thinkdiff.mini.release import weights_folder
+    from thinkdiff.tasks.models import folder_revision
+
+    return Model(name=name, revision=folder_revision(str(weights_folder() / name)))
+
+
+def mini_families() -> tuple[Family, ...]:
+    """CoBSAT's five attribute families over the miniature's words."""
+    from thinkdiff.mini import world
+
+    def captions(family: str) -> tuple[str, ...]:
+        return tuple(world.caption_template(family, value) for value in world.FAMILIES[family])
+
+    return tuple(
+        Family(name=name, values=values, things=world.OBJECTS, caption=captions(name))
+        for name, values in world.FAMILIES.items()
+    )
+
+
+def mini_held_out() -> tuple[tuple[str, str, str], ...]:
+    """The (family, value, thing) pairs that neither the VLM nor the diffusion model was trained on."""
+    from thinkdiff.mini import world
+
+    return tuple(world.held_out_pairs())
+
+
+def lvlm_paper() -> PipelineSpec:
+    """ThinkDiff-LVLM as in the paper: 1.7 M pictures, Qwen2-VL-7B, FLAN-T5-XXL, FLUX.1-dev, CoBSAT. Needs GPUs."""
+    from thinkdiff.tasks.cobsat import COBSAT_FAMILIES
+
+    vlm, t5 = Model(name="Qwen/Qwen2-VL-7B-Instruct"), Model(name="google/flan-t5-xxl")
+    features = FeatureSpec(vlm=vlm)
+    return PipelineSpec(
+        name="lvlm-paper",
+        captions=CaptionSpec(
+            collections=(
+                Collection(name="cc3m", format="cc3m-tsv", url="cc3m/Train_GCC-training.tsv"),
+                Collection(name="cc12m", format="cc12m-tsv", url="cc12m/cc12m.tsv"),
+                Collection(name="sbu", format="sbu-json", url="sbu/sbu-captions-all.json"),
+            ),
+            n=1_700_000,
+        ),
+        images=ImageSpec(tars=tuple(TarSource(collection=c, glob=f"{c}/*.tar") for c in ("cc3m", "cc12m", "sbu"))),
+        features=features,
+        aligner=AlignerSpec(t5=t5),
+        queries=features.but(
+            prompts=CobsatPrompts(families=COBSAT_FAMILIES, images="cobsat/datasets"), max_tokens=128, end_policy="stop"
+        ),
+        media=MediaSpec(decoder=Model(name="black-forest-labs/FLUX.1-dev"), t5=Model(name="google/t5-v1_1-xxl")),
+        scores=ScoreSpec(judge=Model(name="openai/clip-vit-base-patch32")),
+        report=ReportSpec(title="ThinkDiff-LVLM on CoBSAT"),
+    )
+
+
+RECIPES: dict[str, Callable[[], PipelineSpec]] = {"mini": mini, "ablations": ablations, "lvlm-paper": lvlm_paper}

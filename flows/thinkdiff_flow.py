@@ -1,0 +1,135 @@
+"""The flow `thinkdiff`: builds a stage and whatever it needs; what is in the store already ends in a state `Cached`.
+
+Every deployment is this flow with other parameters. It returns what `thinkdiff run --json` prints.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from pydantic import Field
+
+from thinkdiff.flows import recipes
+from thinkdiff.schemas.artifact import STAGES, Artifact, Execution, Frozen, Stage
+from thinkdiff.schemas.pipeline import PipelineSpec
+from thinkdiff.schemas.scores import Scorecard
+from thinkdiff.tasks.extract_features import extract_features
+from thinkdiff.tasks.fetch_images import fetch_images
+from thinkdiff.tasks.generate_media import generate_media
+from thinkdiff.tasks.render_report import render_report
+from thinkdiff.tasks.sample_captions import sample_captions
+from thinkdiff.tasks.score_cobsat import score_cobsat
+from thinkdiff.tasks.step import Outcome
+from thinkdiff.tasks.train_aligner import train_aligner
+
+
+class StageResult(Frozen):
+    """One line of a run: which stage, how it ended, where its artifact is."""
+
+    stage: Stage
+    role: str = Field(description="what the stage was run for; the seven stages of the pipeline have their own name")
+    state: str
+    fingerprint: str
+    digest: str
+    uri: str
+    seconds: float
+
+
+class RunResult(Frozen):
+    """What a run leaves: its stages in order, the scores if they were made, the report if it was."""
+
+    stages: list[StageResult]
+    scores: dict[str, dict[str, float]] = {}
+    report: str | None = None
+
+
+class Ledger:
+    """Collects outcomes in order."""
+
+    def __init__(self) -> None:
+        self.lines: list[StageResult] = []
+
+    def add(self, outcome: Outcome[Any], role: str = "") -> Any:
+        """Notes an outcome and hands its artifact on."""
+        artifact: Artifact = outcome.artifact
+        self.lines.append(
+            StageResult(
+                stage=artifact.stage, role=role or artifact.stage, state=outcome.state, seconds=round(outcome.seconds, 3),
+                fingerprint=artifact.fingerprint, digest=artifact.digest, uri=artifact.uri,
+            )
+        )  # fmt: skip
+        return artifact
+
+    def result(self, scores: Scorecard | None = None, report: Artifact | None = None) -> RunResult:
+        """The run as a value."""
+        return RunResult(
+            stages=self.lines,
+            scores=scores.stats["scores"] if scores else {},
+            report=report.path("report.html") if report else None,
+        )
+
+
+@flow(name="thinkdiff", flow_run_name="{recipe}: {target}", persist_result=False, validate_parameters=True)
+def thinkdiff(
+    recipe: str = "mini",
+    target: Stage = "render_report",
+    spec: PipelineSpec | None = None,
+    run: Execution = Execution(),  # noqa: B008 (frozen)
+    refresh: list[Stage] | None = None,
+) -> dict[str, Any]:
+    """Builds `target` of a recipe, or of a spec of one's own, under `run.root`.
+
+    Args:
+        recipe: a named experiment; see `thinkdiff recipes`. Only a label when `spec` is given.
+        target: the last stage to build.
+        spec: a whole pipeline instead of the recipe's.
+        run: where and how fast to run; never changes a result.
+        refresh: stages to compute again although their records are there.
+    """
+    spec = spec or recipes.recipe(recipe)
+    if refresh:
+        run = run.model_copy(update={"refresh": tuple(refresh)})
+    run = recipes.execution(run)
+    return pipeline(spec, STAGES.index(target), run).model_dump(mode="json")
+
+
+def pipeline(spec: PipelineSpec, last: int, run: Execution) -> RunResult:
+    """The stages in order, up to number `last` of STAGES."""
+    recipes.prepare(spec, run)
+    ledger = Ledger()
+    captions = ledger.add(sample_captions(run, spec.captions))
+    if last < STAGES.index("fetch_images"):
+        return ledger.result()
+    images = ledger.add(fetch_images(run, spec.images, captions))
+    if last < STAGES.index("extract_features"):
+        return ledger.result()
+    features = ledger.add(extract_features(run, spec.features, images))
+    if last < STAGES.index("train_aligner"):
+        return ledger.result()
+    aligner = ledger.add(train_aligner(run, spec.aligner, features))
+    if last < STAGES.index("generate_media"):
+        return ledger.result()
+    queries = ledger.add(extract_features(run, spec.queries, None), role="benchmark prompts")
+    media = ledger.add(generate_media(run, spec.media, queries, aligner))
+    if last < STAGES.index("score_cobsat"):
+        return ledger.result()
+    scores = ledger.add(score_cobsat(run, spec.scores, media))
+    if last < STAGES.index("render_report"):
+        return ledger.result(scores)
+    variants = scored_variants(spec, run, ledger, features, queries)
+    report = ledger.add(render_report(run, spec.report, captions, images, features, aligner, media, scores, variants))
+    return ledger.result(scores, report)
+
+
+def scored_variants(
+    spec: PipelineSpec, run: Execution, ledger: Ledger, features: Any, queries: Any
+) -> dict[str, Scorecard]:
+    """The scorecards of the ablations, by condition and seed."""
+    found: dict[str, Scorecard] = {}
+    for variant in spec.variants:
+        name = f"{variant.name}, seed {variant.aligner.seed}"
+        aligner = ledger.add(train_aligner(run, variant.aligner, features), role=name)
+        media = ledger.add(generate_media(run, variant.media, queries, aligner), role=name)
+        found[name] = ledger.add(score_cobsat(run, spec.scores, media), role=name)
+    return found

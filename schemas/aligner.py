@@ -1,0 +1,44 @@
+"""Stage 4, train aligner: features -> the aligner that maps them to what a frozen T5 decoder can read."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from thinkdiff.schemas.artifact import Artifact, Model, Spec, Stage
+from thinkdiff.schemas.features import TokenKind
+
+
+class AlignerSpec(Spec):
+    """The paper's recipe with its ablations as fields (paper, section 3.3, 4.4; authors' code)."""
+
+    stage: ClassVar[Stage] = "train_aligner"
+    t5: Model = Field(description="T5 whose decoder is the frozen reader and whose encoder norm starts the aligner's")
+    hidden: int | None = Field(None, ge=1, description="width of the aligner's middle; default the T5 width")
+    features: TokenKind = "generated"
+    masking: Literal["split", "none"] = Field("split", description="split: prefix in, continuation as target")
+    norm: Literal["t5", "default", "none"] = Field("t5", description="start of the output RMSNorm's weight")
+    max_split: int = Field(128, ge=1, description="longest prefix")
+    max_target_tokens: int = Field(128, ge=1)
+    steps: int = Field(25_000, ge=0, description="0 leaves the aligner as initialised")
+    batch: int = Field(96, ge=1, description="samples per step")
+    lr: float = Field(1e-4, gt=0, description="peak learning rate of AdamW")
+    warmup_lr: float = Field(1e-6, ge=0)
+    warmup_steps: int = Field(2000, ge=0)
+    min_lr: float = Field(8e-5, ge=0)
+    schedule: Literal["cosine", "linear"] = "cosine"
+    schedule_steps: int = Field(200_000, ge=1, description="steps over which the schedule falls to min_lr")
+    weight_decay: float = Field(0.05, ge=0, description="on matrices only")
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.999, ge=0, lt=1)
+    clip_grad_norm: float | None = Field(None, gt=0)
+    precision: Literal["bfloat16", "float32"] = Field("bfloat16", description="autocast type; masters are float32")
+    validation_rows: int = Field(512, ge=0, description="held-out samples, never trained on")
+    validation_every: int = Field(1000, ge=1, description="steps between validation losses")
+    checkpoint_every: int = Field(1000, ge=1, description="steps between resumable checkpoints")
+    seed: int = Field(42, ge=0)
+
+
+class AlignerCheckpoint(Artifact):
+    """`aligner.safetensors`, `config.json` and `losses.json` (training curve, validation curve)."""

@@ -1,0 +1,204 @@
+"""What a stage is asked for (Spec), what it left behind (Artifact) and how the two are tied (fingerprint).
+
+Identity and execution are different things. A Spec holds all that changes the result and nothing else; Execution
+holds where and how fast it runs and never enters a fingerprint. The content digests of a stage's parents do enter, so
+a parent rebuilt with the same bytes leaves its children cached, and one rebuilt with other bytes does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from thinkdiff.schemas.errors import SpecError
+
+Stage = Literal[
+    "sample_captions",
+    "fetch_images",
+    "extract_features",
+    "train_aligner",
+    "generate_media",
+    "score_cobsat",
+    "render_report",
+]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Frozen(BaseModel):
+    """Immutable, closed to unknown keys, with no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Spec(Frozen):
+    """The identity of a stage's result. Subclasses name their stage and the version of its code."""
+
+    stage: ClassVar[Stage]
+    version: ClassVar[int] = 1
+
+    def but(self, **changes: Any) -> Self:
+        """A copy with some fields changed, validated again (`model_copy` does not validate).
+
+        Raises SpecError for an unknown field or a refused value.
+        """
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return validated(type(self), values | changes)
+
+
+def validated(kind: type[M], values: Mapping[str, Any]) -> M:
+    """`kind(**values)`, with pydantic's report turned into one SpecError sentence."""
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        raise SpecError(one_sentence(kind.__name__, error)) from None
+
+
+def one_sentence(what: str, error: ValidationError) -> str:
+    """The first complaint of a pydantic report as `what.field: found X, expected Y`."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in (what, *first["loc"]))
+    found = first.get("input")
+    more = f" ({error.error_count()} complaints in all.)" if error.error_count() > 1 else ""
+    return f"{where}: found {found!r:.120}, expected: {first['msg'][0].lower()}{first['msg'][1:]}.{more}"
+
+
+class Model(Frozen):
+    """A model by name and revision.
+
+    `revision` is the hub's commit, or `sha256:<hex>` of a local folder's files; it is what makes a change of weights
+    a change of identity.
+    """
+
+    name: str = Field(min_length=1, description="hub id, or a folder below one of the model directories")
+    revision: str | None = Field(None, description="hub commit, or sha256:<hex> of a local folder")
+
+
+class Execution(Frozen):
+    """Where and how fast a stage runs. Never part of a fingerprint."""
+
+    root: str = Field("runs", description="artifact root: a path or s3://bucket/prefix")
+    data: str | None = Field(None, description="where relative collection URLs start; default <root>/data")
+    model_dirs: tuple[str, ...] = Field((), description="folders searched for models before the hub")
+    engine: Literal["vllm", "transformers"] = "vllm"
+    device: str = Field("auto", description="auto, cpu or cuda")
+    dtype: Literal["float32", "bfloat16"] | None = Field(None, description="compute type; default by device")
+    threads: int = Field(0, ge=0, description="torch threads of training and generation; 0 leaves the default")
+    batch: int = Field(64, ge=1, description="pictures generated or judged together")
+    max_num_seqs: int = Field(256, ge=1, description="requests the engine runs together")
+    refresh: tuple[Stage, ...] = Field((), description="stages recomputed even when their record is there")
+    lease: float = Field(30.0, gt=0, description="seconds after which an unrenewed lock is free")
+
+    @property
+    def data_root(self) -> str:
+        """The folder that relative collection URLs start from."""
+        return self.data or f"{self.root.rstrip('/')}/data"
+
+
+class FileEntry(Frozen):
+    """One file of an artifact."""
+
+    path: str = Field(description="relative to the artifact's URI")
+    size: int = Field(ge=0, description="bytes")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+    @model_validator(mode="after")
+    def _stays_inside(self) -> Self:
+        parts = self.path.split("/")
+        if self.path.startswith("/") or any(part in ("", ".", "..") for part in parts) or "\\" in self.path:
+            raise ValueError("the path must stay inside the artifact")
+        return self
+
+
+class Parent(Frozen):
+    """A parent as the child saw it."""
+
+    stage: Stage
+    fingerprint: str
+    digest: str = Field(description="content digest that entered the child's fingerprint")
+    uri: str
+
+
+class Provenance(Frozen):
+    """Who made an artifact, from what code, when. Enters no digest."""
+
+    created: str = Field(description="UTC, ISO 8601")
+    seconds: float = Field(ge=0, description="wall time of the stage, the last run's share only")
+    host: str
+    git_commit: str | None
+    packages: dict[str, str]
+    flow_run: str | None = None
+    note: str = ""
+
+
+class Artifact(Frozen):
+    """What a stage left behind, as `artifact.json` records it. Subclasses only name their stage."""
+
+    schema_version: Literal[1] = 1
+    stage: Stage
+    fingerprint: str = Field(pattern="^[0-9a-f]{32}$")
+    digest: str = Field(pattern="^[0-9a-f]{64}$", description="sha256 over the files' names, sizes and digests")
+    uri: str
+    spec: dict[str, Any]
+    version: int
+    parents: dict[str, Parent]
+    files: tuple[FileEntry, ...]
+    counts: dict[str, int] = {}
+    stats: dict[str, Any] = {}
+    provenance: Provenance
+
+    def path(self, name: str) -> str:
+        """The full path of a file of this artifact."""
+        return f"{self.uri}/{name}"
+
+    def names(self, prefix: str = "", suffix: str = "") -> list[str]:
+        """The relative paths of this artifact's files with that prefix and suffix, sorted."""
+        return sorted(f.path for f in self.files if f.path.startswith(prefix) and f.path.endswith(suffix))
+
+
+def canonical(value: Any) -> Any:
+    """`value` as JSON that is the same for the same meaning, whatever the order of its mappings.
+
+    Raises TypeError for what has no such form; nothing falls back to `str`.
+    """
+    if isinstance(value, BaseModel):
+        return canonical({name: getattr(value, name) for name in type(value).model_fields})
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise TypeError(f"fingerprint: found {value!r}, expected a finite number. It has no stable JSON form.")
+        return int(value) if value.is_integer() else value
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError(f"fingerprint: found keys {list(value)!r:.80}, expected strings.")
+        return {key: canonical(value[key]) for key in sorted(value)}
+    if isinstance(value, list | tuple):
+        return [canonical(item) for item in value]
+    raise TypeError(
+        f"fingerprint: found a {type(value).__name__}, expected JSON values. It has no deterministic form; "
+        "give the spec a string or a number instead."
+    )
+
+
+def sha256_json(value: Any) -> str:
+    """sha256 of the canonical compact JSON of `value`, as 64 hex digits."""
+    text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def fingerprint(spec: Spec, parents: Mapping[str, Artifact]) -> str:
+    """The identity of a result: stage, version of its code, spec and the parents' content digests. 32 hex digits."""
+    digests = {role: parent.digest for role, parent in parents.items()}
+    return sha256_json([spec.stage, spec.version, spec, digests])[:32]
+
+
+def content_digest(files: tuple[FileEntry, ...]) -> str:
+    """The digest of an artifact's content: names, sizes and sha256 of its files, in the order of their names."""
+    return sha256_json([[f.path, f.size, f.sha256] for f in sorted(files, key=lambda f: f.path)])

@@ -1,0 +1,67 @@
+"""Stage 3, extract features: pictures and prompts -> the VLM's tokens and their final-norm hidden states."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from thinkdiff.schemas.artifact import Artifact, Frozen, Model, Spec, Stage
+from thinkdiff.schemas.cobsat import CobsatPrompts
+
+# ThinkDiff, Appendix B: one is drawn per picture.
+PAPER_PROMPTS = (
+    "Describe the image concisely.",
+    "Provide a brief description of the given image.",
+    "Offer a succinct explanation of the picture presented.",
+    "Summarize the visual content of the image.",
+    "Give a short and clear explanation of the subsequent image.",
+    "Share a concise interpretation of the image provided.",
+    "Present a compact description of the photo's key features.",
+    "Relay a brief, clear account of the picture shown.",
+    "Render a clear and concise summary of the photo.",
+    "Write a terse but informative summary of the picture.",
+    "Create a compact narrative representing the image presented.",
+    "Generate a prompt that can recreate the image in a 2D diffusion model.",
+    "Provide a descriptive prompt to reproduce the given image using a diffusion model.",
+    "Create a prompt suitable for a 2D diffusion model to generate the same image.",
+    "Summarize the visual details as a prompt for a 2D diffusion model.",
+    "Write a clear prompt to guide a 2D diffusion model in recreating the image.",
+)
+EndPolicy = Literal["stop", "run_on", "forced"]
+TokenKind = Literal["generated", "input"]
+
+
+class CaptionPrompts(Frozen):
+    """One picture and one of these texts per request; which text is chosen by a hash of the sample's key."""
+
+    kind: Literal["captions"] = "captions"
+    texts: tuple[str, ...] = Field(PAPER_PROMPTS, min_length=1)
+
+
+class FeatureSpec(Spec):
+    """What the VLM is asked, how it samples, and which hidden states are kept."""
+
+    stage: ClassVar[Stage] = "extract_features"
+    vlm: Model
+    prompts: Annotated[CaptionPrompts | CobsatPrompts, Field(discriminator="kind")] = CaptionPrompts()
+    max_tokens: int = Field(64, ge=1, description="T, generated tokens per request at most")
+    temperature: float = Field(0.6, ge=0, description="0 is greedy")
+    top_p: float = Field(0.9, gt=0, le=1)
+    end_policy: EndPolicy = Field(
+        "forced",
+        description="stop: EOS ends; run_on: EOS is sampled and ignored; forced: EOS is suppressed, always T tokens",
+    )
+    seed: int = Field(0, ge=0, description="hashed with a sample's key into its own seed and choice of prompt")
+    tokens: tuple[TokenKind, ...] = Field(("generated",), min_length=1, description="whose hidden states are kept")
+    max_input_tokens: int = Field(0, ge=0, description="rows kept of the prompt; 0 unless input tokens are kept")
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="type of the stored features")
+    shard_size: int = Field(256, ge=1, description="requests per shard: the unit of commit and of resume")
+
+
+class FeatureSet(Artifact):
+    """A Zarr v3 store of (N, T, D) features with one Parquet of ids, texts and keys per shard.
+
+    counts: rows, shards, tokens; stats: hidden_size, shape, shard_size, recomputed_shards and the like.
+    """

@@ -1,0 +1,50 @@
+"""A whole experiment as one value: the spec of each stage, and the variants of an ablation.
+
+The run form of a deployment is built from this.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from thinkdiff.schemas.aligner import AlignerSpec
+from thinkdiff.schemas.artifact import Frozen
+from thinkdiff.schemas.captions import CaptionSpec
+from thinkdiff.schemas.features import FeatureSpec
+from thinkdiff.schemas.images import ImageSpec
+from thinkdiff.schemas.media import MediaSpec
+from thinkdiff.schemas.report import ReportSpec
+from thinkdiff.schemas.scores import ScoreSpec
+
+
+class World(Frozen):
+    """The miniature's data, written below the data root when they are not there yet."""
+
+    folder: str = Field(description="below the data root; its name carries the seeds")
+    seed: int = Field(0, ge=0, description="of the collections")
+    rows: int = Field(9000, ge=30, description="rows in the three collections together")
+    benchmark_seed: int = Field(0, ge=0, description="of the benchmark's pictures")
+
+
+class Variant(Frozen):
+    """One cell of an ablation: another aligner, perhaps another decoder."""
+
+    name: str = Field(description="the condition, e.g. 'no masking'; variants of one name differ by seed")
+    aligner: AlignerSpec
+    media: MediaSpec
+
+
+class PipelineSpec(Frozen):
+    """captions -> images -> features -> aligner -> media -> scores -> report, and the variants beside it."""
+
+    name: str
+    world: World | None = None
+    captions: CaptionSpec
+    images: ImageSpec
+    features: FeatureSpec
+    aligner: AlignerSpec
+    queries: FeatureSpec = Field(description="the benchmark's prompts through the VLM")
+    media: MediaSpec
+    scores: ScoreSpec
+    report: ReportSpec = ReportSpec()
+    variants: tuple[Variant, ...] = ()

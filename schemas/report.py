@@ -1,0 +1,21 @@
+"""Stage 7, render report: everything above -> one self-contained HTML file."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from thinkdiff.schemas.artifact import Artifact, Spec, Stage
+
+
+class ReportSpec(Spec):
+    """What the report is called and how much of it is shown."""
+
+    stage: ClassVar[Stage] = "render_report"
+    title: str = "ThinkDiff"
+    examples: int = Field(20, ge=0, description="prompts shown with their pictures")
+
+
+class Report(Artifact):
+    """`report.html`, self-contained."""

@@ -1,0 +1,123 @@
+"""A lock with a lease: one run works on an artifact at a time, and a killed holder does not keep it for ever.
+
+The holder renews its lease file in a thread. Another run takes the lease over when the holder's process is dead (same
+host), or when the file has not changed for as long as the lease runs, watched by the newcomer's own clock, so that
+clocks of two hosts need not agree. Otherwise it is refused. Limit: two newcomers that take over the same dead lease
+at the same moment are told apart by reading back after a pause, not by a transaction.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from thinkdiff.schemas.errors import LockedError
+from thinkdiff.storage.root import Folder
+
+LEASE = "lease.json"
+SETTLE = 0.2
+
+
+def process_start(pid: int) -> str | None:
+    """When a process of this host began, in its kernel's own unit; None when it is dead or cannot be seen."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except OSError:
+            pass
+        return "unknown"
+    return None if fields[0] == "Z" else fields[19]
+
+
+class Lease:
+    """Holds `lease.json` in a folder while the block runs. Raises LockedError when a live run holds it."""
+
+    def __init__(self, folder: Folder, seconds: float) -> None:
+        self.folder, self.seconds = folder, seconds
+        self.token = uuid.uuid4().hex
+        self.lost = threading.Event()
+        self._stop = threading.Event()
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        self.folder.check_writable()
+        if not self.folder.create(LEASE, self._body()):
+            self._wait_for_death()
+            self.folder.write(LEASE, self._body())
+            time.sleep(SETTLE)
+            if self._holder().get("token") != self.token:
+                raise self._refusal(self._holder())
+        self._thread = threading.Thread(target=self._renew, name="thinkdiff-lease", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._holder().get("token") == self.token:
+            self.folder.delete(LEASE)
+
+    def check(self) -> None:
+        """Raises LockedError when another run has taken the lease meanwhile; call it before a commit."""
+        if self.lost.is_set() or self._holder().get("token") != self.token:
+            raise self._refusal(self._holder())
+
+    def _body(self) -> bytes:
+        self._count += 1
+        pid = os.getpid()
+        body = {
+            "token": self.token, "host": socket.gethostname(), "pid": pid, "started": process_start(pid),
+            "seconds": self.seconds, "renewed": self._count,
+        }  # fmt: skip
+        return json.dumps(body).encode()
+
+    def _holder(self) -> dict[str, Any]:
+        try:
+            body = json.loads(self.folder.read(LEASE))
+        except (FileNotFoundError, ValueError):
+            return {}
+        return body if isinstance(body, dict) else {}
+
+    def _wait_for_death(self) -> None:
+        first = self._holder()
+        if first.get("host") == socket.gethostname() and isinstance(first.get("pid"), int):
+            if process_start(first["pid"]) == first.get("started"):
+                raise self._refusal(first)
+            return
+        try:
+            patience = min(float(first.get("seconds", self.seconds)), 3600.0)
+        except (TypeError, ValueError):
+            patience = self.seconds
+        end = time.monotonic() + patience
+        while time.monotonic() < end:
+            time.sleep(min(1.0, patience / 10))
+            if self._holder() != first:
+                raise self._refusal(self._holder())
+
+    def _renew(self) -> None:
+        while not self._stop.wait(self.seconds / 3):
+            try:
+                if self._holder().get("token") != self.token:
+                    self.lost.set()
+                    return
+                self.folder.write(LEASE, self._body())
+            except OSError:
+                continue  # a passing fault of the store; the next renewal, or `check`, decides
+
+    def _refusal(self, holder: dict[str, Any]) -> LockedError:
+        who = f"process {holder.get('pid')} on {holder.get('host')}"
+        return LockedError(
+            f"{self.folder.uri}: found it being made by {who}, expected no other run of the same stage. Two writers "
+            f"would mix their parts; wait for that run, or stop it (its lease is then free within {self.seconds:g} s)."
+        )

@@ -1,0 +1,129 @@
+"""The one record of an artifact, `artifact.json`, written last and read first.
+
+No record, no artifact. A record that cannot be read, or whose files are missing or of another size, is a miss with a
+warning, never a hit. Layout: `<root>/<stage>/<fingerprint>/artifact.json` beside the files that it lists.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from thinkdiff.schemas.artifact import STAGES, Artifact, FileEntry, Stage, content_digest
+from thinkdiff.schemas.errors import SpecError, StoreError
+from thinkdiff.storage.root import Folder, sha256_hex
+
+RECORD = "artifact.json"
+A = TypeVar("A", bound=Artifact)
+log = logging.getLogger(__name__)
+
+
+def artifact_folder(root: str, stage: Stage, fingerprint: str) -> Folder:
+    """Where an artifact of that identity lives."""
+    return Folder.at(root) / stage / fingerprint
+
+
+def write_record(artifact: Artifact) -> None:
+    """Commits an artifact; all its files must have been written before."""
+    Folder(artifact.uri).write(RECORD, artifact.model_dump_json(indent=1).encode())
+
+
+def read_record(folder: Folder, kind: type[A]) -> A | None:
+    """The artifact in a folder, or None when there is none that can be trusted.
+
+    The location is taken from where the record was found, so a root may be moved or copied.
+    """
+    try:
+        data = folder.read(RECORD)
+    except FileNotFoundError:
+        return None
+    try:
+        artifact = kind.model_validate_json(data).model_copy(update={"uri": folder.uri})
+    except ValidationError as error:
+        log.warning(
+            "%s/%s: found a record that cannot be read (%d complaints), expected a whole one. The stage is run again.",
+            folder.uri, RECORD, error.error_count(),
+        )  # fmt: skip
+        return None
+    problems = missing_files(artifact) + inconsistencies(artifact)
+    if problems:
+        log.warning("%s: found %s. The record is not used; the stage is run again.", folder.uri, problems[0])
+        return None
+    return artifact
+
+
+def missing_files(artifact: Artifact) -> list[str]:
+    """A phrase for each listed file that is absent or of another size."""
+    sizes = Folder(artifact.uri).sizes()
+    found = [(entry, sizes.get(entry.path)) for entry in artifact.files]
+    return [
+        f"{entry.path} {'missing' if size is None else f'with {size} bytes'}, expected {entry.size} bytes"
+        for entry, size in found
+        if size != entry.size
+    ]
+
+
+def inconsistencies(artifact: Artifact) -> list[str]:
+    """A phrase for each way in which a record contradicts itself or its place."""
+    parts = artifact.uri.rstrip("/").split("/")
+    problems = []
+    if artifact.digest != content_digest(artifact.files):
+        problems.append("a digest that is not that of the listed files")
+    if parts[-2:] != [artifact.stage, artifact.fingerprint]:
+        problems.append(f"the record of {artifact.stage}/{artifact.fingerprint} in another artifact's folder")
+    return problems
+
+
+def altered_files(artifact: Artifact) -> list[str]:
+    """A phrase for each listed file whose bytes, re-read and re-hashed, are not those recorded."""
+    folder, problems = Folder(artifact.uri), missing_files(artifact) + inconsistencies(artifact)
+    sizes = folder.sizes()
+    for entry in artifact.files:
+        if sizes.get(entry.path) == entry.size and folder.hash(entry.path).sha256 != entry.sha256:
+            problems.append(f"{entry.path} with other bytes than recorded")
+    return problems
+
+
+def checked_bytes(artifact: Artifact, name: str) -> bytes:
+    """The bytes of a listed file, verified against the record.
+
+    Raises StoreError when the file is not listed, missing or altered.
+    """
+    entry: FileEntry | None = next((f for f in artifact.files if f.path == name), None)
+    if entry is None:
+        raise StoreError(f"{artifact.uri}: found no file {name} in the record, expected one. The record is foreign.")
+    folder = Folder(artifact.uri)
+    try:
+        data = folder.read(name)
+    except FileNotFoundError:
+        data = b""
+    if len(data) != entry.size or sha256_hex(data) != entry.sha256:
+        raise StoreError(
+            f"{artifact.uri}/{name}: found other bytes than recorded ({len(data)} bytes), expected {entry.size} bytes "
+            f"of sha256 {entry.sha256[:12]}…. The file is lost or altered; re-run {artifact.stage} with --refresh."
+        )
+    return data
+
+
+def find_artifacts(root: str, stages: tuple[Stage, ...] = STAGES) -> Iterator[Artifact]:
+    """All trusted artifacts under a root, in the order of the stages, then by fingerprint."""
+    for stage in stages:
+        base = Folder.at(root) / stage
+        for name in base.children():
+            artifact = read_record(base / name, Artifact)
+            if artifact is not None:
+                yield artifact
+
+
+def find_artifact(root: str, reference: str) -> Artifact:
+    """The one artifact whose fingerprint starts with `reference`. Raises SpecError when there is none or several."""
+    found = [a for a in find_artifacts(root) if a.fingerprint.startswith(reference) or a.digest.startswith(reference)]
+    if len(found) == 1:
+        return found[0]
+    raise SpecError(
+        f"artifact: found {len(found)} under {root} that start with {reference!r}, expected exactly one. "
+        "`thinkdiff artifacts` lists them."
+    )

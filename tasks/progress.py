@@ -1,0 +1,92 @@
+"""Progress of a stage: a bar in a terminal, plain lines in a log, a progress artifact in the Prefect UI."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.context import FlowRunContext
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_run_logger
+
+ARTIFACT_SECONDS = 3.0
+LINE_SECONDS = 15.0
+
+
+def run_logger(name: str) -> Any:
+    """Prefect's logger of the current run, or a plain one outside of any run."""
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return logging.getLogger(f"thinkdiff.{name}")
+
+
+class Progress:
+    """Counts `done` of `total` units; use as a context manager and call `advance`."""
+
+    def __init__(self, stage: str, total: int, unit: str, log: Any) -> None:
+        self.stage, self.total, self.unit, self.log = stage, total, unit, log
+        self.done, self._resumed = 0, 0
+        self._terminal = sys.stderr.isatty()
+        self._bar: Any = None
+
+    def __enter__(self) -> Self:
+        self._began = self._last_line = self._last_artifact = time.monotonic()
+        self._artifact: Any = None
+        if FlowRunContext.get():
+            key = f"{self.stage.replace('_', '-')}-progress"
+            self._artifact = create_progress_artifact(0.0, key=key, description=f"{self.total} {self.unit}")
+        if self._terminal:
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(), transient=True,
+            )  # fmt: skip
+            self._bar.start()
+            self._row = self._bar.add_task(self.stage, total=self.total, rate="")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if error is None:
+            self._show_artifact()
+            self.log.info("%s", self.line())
+
+    def resume(self, done: int) -> None:
+        """Counts units that an earlier run left; they do not enter the rate."""
+        self._resumed += done
+        self.advance(done)
+
+    def advance(self, count: int = 1) -> None:
+        """Counts units done."""
+        self.done += count
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(self._row, completed=self.done, rate=f"{self.rate():.1f} {self.unit}/s")
+        elif now - self._last_line >= LINE_SECONDS:
+            self._last_line = now
+            self.log.info("%s", self.line())
+        if now - self._last_artifact >= ARTIFACT_SECONDS:
+            self._last_artifact = now
+            self._show_artifact()
+
+    def rate(self) -> float:
+        """Units per second of this run."""
+        return (self.done - self._resumed) / max(time.monotonic() - self._began, 1e-9)
+
+    def line(self) -> str:
+        """One line: done, total, rate and time left."""
+        rate = self.rate()
+        left = f", {max(self.total - self.done, 0) / rate:.0f} s left" if rate > 0 and self.done < self.total else ""
+        return f"{self.stage}: {self.done} of {self.total} {self.unit}, {rate:.1f}/s{left}"
+
+    def _show_artifact(self) -> None:
+        if self._artifact is not None:
+            update_progress_artifact(self._artifact, progress=min(100.0, 100.0 * self.done / max(self.total, 1)))

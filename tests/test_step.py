@@ -1,0 +1,133 @@
+"""The step decorator: cached states, refresh, lost data, parents' digests, the lease."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import time
+from pathlib import Path
+
+import pytest
+from prefect import flow
+
+from thinkdiff.schemas.aligner import AlignerCheckpoint, AlignerSpec
+from thinkdiff.schemas.artifact import Execution
+from thinkdiff.schemas.captions import CaptionSet, CaptionSpec
+from thinkdiff.schemas.errors import LockedError
+from thinkdiff.storage.lease import Lease
+from thinkdiff.storage.root import Folder
+from thinkdiff.tasks.step import Made, Work, step
+
+SPEC = CaptionSpec(collections=({"name": "c", "format": "cc3m-tsv", "url": "c.tsv"},), n=1)
+CHILD = AlignerSpec(t5={"name": "t5"})
+CALLS: list[str] = []
+
+
+@step(CaptionSet)
+def parent_stage(work: Work, spec: CaptionSpec) -> Made:
+    CALLS.append("parent")
+    content = Path(work.run.data_root).read_bytes() if work.run.data else b"same"
+    return Made(files=(work.folder.write("data.bin", content),), counts={"captions": 1})
+
+
+@step(AlignerCheckpoint)
+def child_stage(work: Work, spec: AlignerSpec, parent: CaptionSet) -> Made:
+    CALLS.append("child")
+    with work.progress(2, "steps") as progress:
+        progress.advance(2)
+    return Made(files=(work.folder.write("out.bin", b"child of " + parent.digest.encode()),))
+
+
+@flow(name="test-step", persist_result=False)
+def both(run: Execution) -> list[tuple[str, str, str]]:
+    first = parent_stage(run, SPEC)
+    second = child_stage(run, CHILD, first.artifact)
+    return [(outcome.state, outcome.artifact.fingerprint, outcome.artifact.uri) for outcome in (first, second)]
+
+
+@pytest.fixture(autouse=True)
+def _no_calls():
+    CALLS.clear()
+
+
+def states(run: Execution) -> list[str]:
+    return [state for state, _, _ in both(run)]
+
+
+def test_step_second_run_is_cached_and_computes_nothing(tmp_path):
+    run = Execution(root=str(tmp_path))
+    assert states(run) == ["Completed", "Completed"]
+    assert states(run) == ["Cached", "Cached"]
+    assert CALLS == ["parent", "child"]
+
+
+def test_step_refresh_computes_again_and_leaves_children_cached_when_bytes_are_the_same(tmp_path):
+    run = Execution(root=str(tmp_path))
+    both(run)
+    assert states(run.model_copy(update={"refresh": ("sample_captions",)})) == ["Completed", "Cached"]
+
+
+def test_step_parent_of_other_bytes_rebuilds_the_child(tmp_path):
+    source = tmp_path / "source"
+    source.write_bytes(b"one")
+    run = Execution(root=str(tmp_path / "root"), data=str(source))
+    both(run)
+    source.write_bytes(b"two")
+    assert states(run.model_copy(update={"refresh": ("sample_captions",)})) == ["Completed", "Completed"]
+
+
+@pytest.mark.parametrize("harm", ["delete", "truncate", "record"])
+def test_step_lost_data_is_a_miss_with_a_warning(tmp_path, caplog, harm):
+    run = Execution(root=str(tmp_path))
+    uri = Path(both(run)[0][2])
+    if harm == "delete":
+        (uri / "data.bin").unlink()
+    elif harm == "truncate":
+        (uri / "data.bin").write_bytes(b"s")
+    else:
+        record = (uri / "artifact.json").read_bytes()
+        (uri / "artifact.json").write_bytes(record[: len(record) // 2])
+    with caplog.at_level(logging.WARNING, "thinkdiff.storage.records"):
+        assert states(run) == ["Completed", "Cached"]
+    assert "is run again" in caplog.text
+
+
+def test_step_record_of_another_artifact_is_not_used(tmp_path):
+    run = Execution(root=str(tmp_path))
+    (_, _, first), (_, _, second) = both(run)
+    record = json.loads((Path(first) / "artifact.json").read_text())
+    record["files"][0]["path"] = "../../../outside"
+    (Path(first) / "artifact.json").write_text(json.dumps(record))
+    assert states(run) == ["Completed", "Cached"]
+    assert Path(second).exists()
+
+
+def test_step_root_that_was_moved_is_still_cached(tmp_path):
+    both(Execution(root=str(tmp_path / "here")))
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert states(Execution(root=str(tmp_path / "there"))) == ["Cached", "Cached"]
+
+
+def hold(folder: str, seconds: float, ready) -> None:
+    with Lease(Folder.at(folder), seconds):
+        ready.set()
+        time.sleep(60)
+
+
+def test_step_second_run_at_once_is_refused_and_a_killed_holder_is_not_in_the_way(tmp_path):
+    run = Execution(root=str(tmp_path))
+    uri = both(run)[0][2]
+    (Path(uri) / "artifact.json").unlink()
+    spawn = multiprocessing.get_context("spawn")
+    ready = spawn.Event()
+    holder = spawn.Process(target=hold, args=(uri, 30.0, ready))
+    holder.start()
+    try:
+        assert ready.wait(60)
+        with pytest.raises(LockedError, match="being made by process"):
+            both(run)
+    finally:
+        holder.kill()
+        holder.join()
+    assert states(run) == ["Completed", "Cached"]
