@@ -48,6 +48,7 @@ def run(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="a spec value, e.g. aligner.lr=0.001 (repeatable)")
     ] = None,
+    data: Annotated[str | None, typer.Option(help="where relative collection URLs start; default ROOT/data")] = None,
     device: Device = "auto",
     threads: Annotated[int, typer.Option(help="torch threads; 0 leaves the default")] = 0,
     as_json: AsJson = False,
@@ -63,7 +64,7 @@ def run(
     for assignment in set_ or ():
         assign(values, assignment)
     spec = validated(PipelineSpec, values)
-    execution = validated(Execution, {"root": root, "device": device, "threads": threads})
+    execution = validated(Execution, {"root": root, "data": data, "device": device, "threads": threads})
     result = run_flow(recipe=recipe, target=until, spec=spec, run=execution, refresh=refresh or [])
     if as_json:
         typer.echo(json.dumps(result))

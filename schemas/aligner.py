@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from thinkdiff.schemas.artifact import Artifact, Model, Spec, Stage
 from thinkdiff.schemas.features import TokenKind
@@ -38,6 +38,12 @@ class AlignerSpec(Spec):
     validation_every: int = Field(1000, ge=1, description="steps between validation losses")
     checkpoint_every: int = Field(1000, ge=1, description="steps between resumable checkpoints")
     seed: int = Field(42, ge=0)
+
+    @model_validator(mode="after")
+    def _split_needs_generated_tokens(self) -> Self:
+        if self.masking == "split" and self.features == "input":
+            raise ValueError("input tokens cannot be split: their text is the whole answer; set masking to none")
+        return self
 
 
 class AlignerCheckpoint(Artifact):

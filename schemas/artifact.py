@@ -87,8 +87,7 @@ class Execution(Frozen):
     data: str | None = Field(None, description="where relative collection URLs start; default <root>/data")
     model_dirs: tuple[str, ...] = Field((), description="folders searched for models before the hub")
     engine: Literal["vllm", "transformers"] = "vllm"
-    device: str = Field("auto", description="auto, cpu or cuda")
-    dtype: Literal["float32", "bfloat16"] | None = Field(None, description="compute type; default by device")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(0, ge=0, description="torch threads of training and generation; 0 leaves the default")
     batch: int = Field(64, ge=1, description="pictures generated or judged together")
     max_num_seqs: int = Field(256, ge=1, description="requests the engine runs together")

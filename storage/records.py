@@ -94,16 +94,22 @@ def checked_bytes(artifact: Artifact, name: str) -> bytes:
     """
     entry: FileEntry | None = next((f for f in artifact.files if f.path == name), None)
     if entry is None:
-        raise StoreError(f"{artifact.uri}: found no file {name} in the record, expected one. The record is foreign.")
-    folder = Folder(artifact.uri)
+        raise StoreError(
+            f"{artifact.uri}: found no file {name} in the record, expected one. The record is foreign."
+        )
+    return verified_bytes(Folder(artifact.uri), entry)
+
+
+def verified_bytes(folder: Folder, entry: FileEntry) -> bytes:
+    """The bytes of a file, verified against its entry. Raises StoreError when it is missing or altered."""
     try:
-        data = folder.read(name)
+        data = folder.read(entry.path)
     except FileNotFoundError:
         data = b""
     if len(data) != entry.size or sha256_hex(data) != entry.sha256:
         raise StoreError(
-            f"{artifact.uri}/{name}: found other bytes than recorded ({len(data)} bytes), expected {entry.size} bytes "
-            f"of sha256 {entry.sha256[:12]}…. The file is lost or altered; re-run {artifact.stage} with --refresh."
+            f"{folder.uri}/{entry.path}: found other bytes than recorded ({len(data)} bytes), expected {entry.size} "
+            f"bytes of sha256 {entry.sha256[:12]}…. The file is lost or altered; re-run its stage with --refresh."
         )
     return data
 

@@ -1,0 +1,258 @@
+"""Reading the features of a FeatureSet: single rows by range, all rows in order, or everything into memory.
+
+Every byte handed out was checked: single rows by their crc32c, whole shards and tables by the sha256 of the record.
+Missing data raise, where zarr would say zeros. Reads single rows at the speed of `pread` and, in a bucket, many ranges
+at once; runs of neighbouring rows are one request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from thinkdiff.schemas.artifact import FileEntry
+from thinkdiff.schemas.errors import StoreError
+from thinkdiff.schemas.features import FeatureSet, TokenKind
+from thinkdiff.storage.feature_rows import FeatureRow, must_differ, numbers, padded_ids, read_rows, rows_name
+from thinkdiff.storage.feature_shards import (
+    ARRAYS,
+    Layout,
+    decode_index,
+    decode_row,
+    finite,
+    read_layout,
+    shard_name,
+)
+from thinkdiff.storage.records import missing_files, verified_bytes
+from thinkdiff.storage.root import Folder
+
+THREADS = 4
+MAX_RUN = 1 << 25
+States = dict[TokenKind, npt.NDArray[Any]]
+LENGTHS: dict[TokenKind, str] = {"generated": "length", "input": "input_length"}
+
+
+@dataclass(frozen=True)
+class LoadedFeatures:
+    """A whole store in memory.
+
+    features: (N, T, D) in the stored type, `padding` behind each row's length; lengths: (N,) of that array;
+    token_ids: (N, T) int32 of the generated tokens, -1 behind the last; eos: (N,), -1 for none.
+    """
+
+    features: npt.NDArray[Any]
+    lengths: npt.NDArray[np.int64]
+    token_ids: npt.NDArray[np.int32]
+    eos: npt.NDArray[np.int64]
+    keys: list[str]
+    prompts: list[str]
+    texts: list[str]
+
+
+class FeatureReader:
+    """Random and sequential access to a FeatureSet. Raises StoreError when a file of the record is not there."""
+
+    def __init__(self, artifact: FeatureSet) -> None:
+        self.folder = Folder(artifact.uri)
+        self._entries = {entry.path: entry for entry in artifact.files}
+        if problems := missing_files(artifact):
+            raise StoreError(
+                f"{artifact.uri}: found {problems[0]}. The store is not whole; re-run extract_features with --refresh."
+            )
+        self.layouts: dict[TokenKind, Layout] = {
+            kind: read_layout(self._bytes(f"{name}/zarr.json"), f"{artifact.uri}/{name}")
+            for kind, name in ARRAYS.items()
+            if kind == "generated" or f"{name}/zarr.json" in self._entries
+        }
+        self._layout = self.layouts["generated"]
+        for layout in self.layouts.values():
+            if (layout.rows, layout.shard_size) != (self._layout.rows, self._layout.shard_size):
+                raise StoreError(f"{artifact.uri}: found arrays of different rows, expected one row for each request.")
+        for shard in range(self._layout.shards):
+            for name in (rows_name(shard), *(shard_name(kind, shard) for kind in self.layouts)):
+                self._entry(name)
+        self._tables: dict[int, pa.Table] = {}
+        self._offsets: dict[tuple[TokenKind, int], list[int]] = {}
+
+    def __len__(self) -> int:
+        return self._layout.rows
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(N, T, D) of the generated tokens' features."""
+        return self._layout.rows, self._layout.tokens, self._layout.width
+
+    @cached_property
+    def table(self) -> pa.Table:
+        """Everything but the features, N rows: key, prompt, token_ids, length, eos, text, input_length."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            table = pa.concat_tables(pool.map(self._table, range(self._layout.shards))).combine_chunks()
+        must_differ(table.column("key").to_pylist(), self.folder.uri)
+        return table
+
+    @property
+    def keys(self) -> list[str]:
+        """The key of every row. Raises StoreError when one comes twice."""
+        return self.table.column("key").to_pylist()
+
+    @property
+    def token_ids(self) -> list[list[int]]:
+        """The generated tokens of every row."""
+        return self.table.column("token_ids").to_pylist()
+
+    def texts(self) -> list[str]:
+        """The text of every row."""
+        return self.table.column("text").to_pylist()
+
+    def row(self, index: int) -> FeatureRow:
+        """One row, its features cut to its length. Raises IndexError, or StoreError for lost or altered data."""
+        return self.rows([index])[0]
+
+    def rows(self, indices: Sequence[int]) -> list[FeatureRow]:
+        """Rows in the order asked; each is read once, neighbours together."""
+        for index in indices:
+            if not 0 <= index < len(self):
+                raise IndexError(f"row: found {index}, expected 0 … {len(self) - 1}.")
+        wanted = sorted({int(index) for index in indices})
+        found: dict[TokenKind, dict[int, npt.NDArray[Any]]]
+        found = {kind: self._gather(kind, wanted) for kind in self.layouts}
+        rows: list[States] = [{kind: found[kind][int(index)] for kind in self.layouts} for index in indices]
+        return [self._row(int(index), row) for index, row in zip(indices, rows, strict=True)]
+
+    def iterate(self) -> Iterator[FeatureRow]:
+        """All rows in order, one shard in memory at a time."""
+        for shard in range(self._layout.shards):
+            span = self._layout.span(shard)
+            blocks: States = {kind: self._whole(kind, shard) for kind in self.layouts}
+            for place, index in enumerate(span):
+                row: States = {kind: block[place] for kind, block in blocks.items()}
+                yield self._row(index, row)
+
+    def load(self, kind: TokenKind = "generated", padding: float = 0.0) -> LoadedFeatures:
+        """The whole store in memory, with the features of one kind of tokens.
+
+        Behind a row's length stands `padding` and not the stored NaN, which no mask by multiplication removes.
+        """
+        if kind not in self.layouts:
+            raise StoreError(f"{self.folder.uri}: found no features of {kind} tokens, expected them. Extract them.")
+        layout, table = self.layouts[kind], self.table
+        lengths = numbers(table, LENGTHS[kind])
+        features_NTD = np.empty((layout.rows, layout.tokens, layout.width), layout.native)
+
+        def fill(shard: int) -> None:
+            span = layout.span(shard)
+            part, cut = features_NTD[span.start : span.stop], lengths[span.start : span.stop]
+            self._whole(kind, shard, part)
+            part[np.arange(layout.tokens) >= cut[:, None]] = padding
+            if not finite(part):
+                raise self._not_finite(f"in shard {shard}")
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(fill, range(layout.shards)))
+        return LoadedFeatures(
+            features_NTD,
+            lengths,
+            padded_ids(table, self._layout.tokens),
+            numbers(table, "eos"),
+            self.keys,
+            table.column("prompt").to_pylist(),
+            self.texts(),
+        )
+
+    def _row(self, index: int, states: States) -> FeatureRow:
+        shard, place = divmod(index, self._layout.shard_size)
+        values = self._table(shard).slice(place, 1).to_pylist()[0]
+        cut = {kind: state[: values[LENGTHS[kind]]].copy() for kind, state in states.items()}
+        if not all(finite(state) for state in cut.values()):
+            raise self._not_finite(f"in row {index}")
+        return FeatureRow(
+            key=values["key"],
+            prompt=values["prompt"],
+            token_ids=tuple(values["token_ids"]),
+            eos=values["eos"],
+            text=values["text"],
+            features=cut["generated"],
+            input_features=cut.get("input"),
+        )
+
+    def _gather(self, kind: TokenKind, wanted: Sequence[int]) -> dict[int, npt.NDArray[Any]]:
+        """Row number -> (T, D), for sorted row numbers."""
+        layout = self.layouts[kind]
+        self._read_indices(kind, {index // layout.shard_size for index in wanted})
+        runs: list[tuple[str, int, int, list[int]]] = []
+        for index in wanted:
+            shard, place = divmod(index, layout.shard_size)
+            name, start = shard_name(kind, shard), self._offsets[kind, shard][place]
+            end = start + layout.chunk_bytes
+            if runs and runs[-1][:1] == (name,) and runs[-1][2] == start and end - runs[-1][1] <= MAX_RUN:
+                runs[-1] = (name, runs[-1][1], end, [*runs[-1][3], index])
+            else:
+                runs.append((name, start, end, [index]))
+        found: dict[int, npt.NDArray[Any]] = {}
+        data = self.folder.read_ranges([run[:3] for run in runs])
+        for (name, _, _, members), run_bytes in zip(runs, data, strict=True):
+            view = memoryview(run_bytes)
+            for place, index in enumerate(members):
+                chunk = view[place * layout.chunk_bytes : (place + 1) * layout.chunk_bytes]
+                found[index] = decode_row(chunk, layout, index, f"{self.folder.uri}/{name}")
+        return found
+
+    def _read_indices(self, kind: TokenKind, shards: set[int]) -> None:
+        layout = self.layouts[kind]
+        lacking = sorted(shard for shard in shards if (kind, shard) not in self._offsets)
+        sizes = [self._entry(shard_name(kind, shard)).size for shard in lacking]
+        ranges = [
+            (shard_name(kind, shard), max(size - layout.index_bytes, 0), size)
+            for shard, size in zip(lacking, sizes, strict=True)
+        ]
+        for shard, size, data in zip(lacking, sizes, self.folder.read_ranges(ranges), strict=True):
+            where = f"{self.folder.uri}/{shard_name(kind, shard)}"
+            self._offsets[kind, shard] = decode_index(data, layout, shard, size, where)
+
+    def _whole(self, kind: TokenKind, shard: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """All rows of a shard (R, T, D), read at once and checked by sha256."""
+        layout, name = self.layouts[kind], shard_name(kind, shard)
+        data, where = memoryview(self._bytes(name)), f"{self.folder.uri}/{name}"
+        offsets = decode_index(data[-layout.index_bytes :].tobytes(), layout, shard, len(data), where)
+        if out is None:
+            out = np.empty((len(offsets), layout.tokens, layout.width), layout.native)
+        for place, start in enumerate(offsets):
+            row = layout.span(shard)[place]
+            out[place] = decode_row(data[start : start + layout.chunk_bytes], layout, row, where)
+        return out
+
+    def _table(self, shard: int) -> pa.Table:
+        if shard not in self._tables:
+            inputs = self.layouts["input"].tokens if "input" in self.layouts else 0
+            self._tables[shard] = read_rows(
+                self._bytes(rows_name(shard)),
+                f"{self.folder.uri}/{rows_name(shard)}",
+                len(self._layout.span(shard)),
+                self._layout.tokens,
+                inputs,
+            )
+        return self._tables[shard]
+
+    def _bytes(self, name: str) -> bytes:
+        return verified_bytes(self.folder, self._entry(name))
+
+    def _entry(self, name: str) -> FileEntry:
+        if name not in self._entries:
+            raise StoreError(
+                f"{self.folder.uri}: found no file {name} in the record, expected one. "
+                "The store is not whole; re-run extract_features with --refresh."
+            )
+        return self._entries[name]
+
+    def _not_finite(self, place: str) -> StoreError:
+        return StoreError(
+            f"{self.folder.uri}: found NaN or infinity {place} within its length, expected finite features. "
+            "The store was written by other software or altered; re-run extract_features with --refresh."
+        )

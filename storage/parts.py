@@ -1,0 +1,143 @@
+"""Parts: how a long stage commits its work piece by piece, so that a killed run loses at most the piece in hand.
+
+A part is some files and, written last, one small JSON record that names them with sizes and digests. Records hold
+no host and no time: the same data give the same bytes. A stage holds the lease of its artifact, so there is one
+writer at a time and a part's files without a record are leftovers that may be overwritten.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from thinkdiff.schemas.artifact import FileEntry, Frozen
+from thinkdiff.schemas.errors import LockedError, StoreError
+from thinkdiff.storage.root import Folder, sha256_hex
+
+MAX_RECORD = 1 << 26
+THREADS = 8
+log = logging.getLogger(__name__)
+
+
+class Part(Frozen):
+    """A committed part: which one, how many rows it holds, its files, and what its owner wants to remember."""
+
+    schema_version: Literal[1] = 1
+    number: int = Field(ge=0)
+    rows: int = Field(ge=0)
+    files: tuple[FileEntry, ...]
+    info: dict[str, Any] = {}
+
+    def names(self) -> list[str]:
+        """The paths of the files, in the order they were written."""
+        return [entry.path for entry in self.files]
+
+
+class PartLog:
+    """The part records `<prefix>/<number>.json` of one folder."""
+
+    def __init__(self, folder: Folder, prefix: str, digits: int = 6) -> None:
+        self.folder, self.prefix, self.digits = folder, prefix, digits
+        self.rejected: dict[int, str] = {}
+        self._entries: dict[int, FileEntry] = {}
+
+    def name(self, number: int) -> str:
+        """The name of a part's record."""
+        return f"{self.prefix}/{number:0{self.digits}d}.json"
+
+    def must_be_free(self, number: int) -> None:
+        """Raises LockedError when the part is committed: its files must not be touched any more."""
+        if self.folder.exists(self.name(number)):
+            raise LockedError(
+                f"{self.folder.uri}/{self.name(number)}: found the part committed, expected it open. Another run "
+                "writes the same artifact; run the stage again when that one has ended."
+            )
+
+    def commit(self, part: Part) -> FileEntry:
+        """Writes a part's record, after all its files, and returns the record's own entry.
+
+        Raises LockedError when another record came in between; that one is removed, as its files are no longer its own.
+        """
+        name, data = self.name(part.number), part.model_dump_json(indent=1).encode()
+        if not self.folder.create(name, data) and self.folder.read(name) != data:
+            self.folder.delete(name)
+            raise LockedError(
+                f"{self.folder.uri}/{name}: found a record of other bytes, expected none. Two runs wrote the same part; "
+                "neither is kept. Run the stage again."
+            )
+        self._entries[part.number] = FileEntry(path=name, size=len(data), sha256=sha256_hex(data))
+        return self._entries[part.number]
+
+    def entry(self, number: int) -> FileEntry:
+        """The entry of the record of a part that `commit` wrote or `committed` returned."""
+        return self._entries[number]
+
+    def committed(
+        self, complaint: Callable[[Part], str | None] = lambda part: None, deep: bool = False
+    ) -> dict[int, Part]:
+        """The parts that can be trusted, by number; `deep` re-reads and re-hashes their files.
+
+        A record that cannot be read, whose files are missing or of another size, or that `complaint` objects to, is
+        logged, kept in `rejected` as a phrase, and removed, so that the part is made again.
+        """
+        sizes = self.folder.sizes()
+        form = re.compile(rf"{re.escape(self.prefix)}/(\d{{{self.digits}}})\.json")
+        numbers = [int(found[1]) for name in sizes if (found := form.fullmatch(name))]
+        with ThreadPoolExecutor(THREADS) as pool:
+            results = list(pool.map(lambda n: self._verify(n, sizes, complaint, deep), numbers))
+        parts: dict[int, Part] = {}
+        for number, result in zip(numbers, results, strict=True):
+            if isinstance(result, Part):
+                parts[number] = result
+                continue
+            log.warning(
+                "%s/%s: found %s, expected a whole part. It is made again.", self.folder.uri, self.name(number), result
+            )
+            self.rejected[number] = result
+            self.folder.delete(self.name(number))
+        return parts
+
+    def _verify(
+        self, number: int, sizes: dict[str, int], complaint: Callable[[Part], str | None], deep: bool
+    ) -> Part | str:
+        name = self.name(number)
+        if sizes[name] > MAX_RECORD:
+            return f"a record of {sizes[name]} bytes"
+        try:
+            data = self.folder.read(name)
+            part = Part.model_validate_json(data)
+        except FileNotFoundError:
+            return "no record any more"
+        except ValidationError as error:
+            return f"a record that cannot be read ({error.error_count()} complaints)"
+        if part.number != number:
+            return f"the record of part {part.number}"
+        for entry in part.files:
+            if sizes.get(entry.path) != entry.size:
+                return f"{entry.path} {size_phrase(sizes.get(entry.path))} instead of {entry.size}"
+            if deep and self.folder.hash(entry.path).sha256 != entry.sha256:
+                return f"{entry.path} with other bytes than recorded"
+        if phrase := complaint(part):
+            return phrase
+        self._entries[number] = FileEntry(path=name, size=len(data), sha256=sha256_hex(data))
+        return part
+
+
+def size_phrase(size: int | None) -> str:
+    """How a file of that size, or none, is called in a sentence."""
+    return "missing, with no bytes," if size is None else f"with {size} bytes"
+
+
+def must_be_whole(folder: Folder, parts: dict[int, Part], expected: int) -> None:
+    """Raises StoreError unless all parts 0 … expected - 1 are there."""
+    lacking = sorted(set(range(expected)) - set(parts))
+    if lacking or len(parts) != expected:
+        raise StoreError(
+            f"{folder.uri}: found {len(parts)} parts, expected {expected} (part {lacking[0] if lacking else expected} "
+            "is the first that does not fit). The stage has not ended; run it again."
+        )

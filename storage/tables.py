@@ -1,0 +1,56 @@
+"""Parquet tables of a fixed schema as bytes.
+
+The same table gives the same bytes with the same pyarrow; what is read back is checked before anyone uses it.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from thinkdiff.schemas.errors import StoreError
+
+ROW_GROUP = 1 << 16
+
+
+def column(name: str, kind: pa.DataType, nullable: bool = False) -> pa.Field:
+    """A column of a schema; without nulls unless said."""
+    return pa.field(name, kind, nullable=nullable)
+
+
+def table_bytes(table: pa.Table) -> memoryview:
+    """A table as a zstd Parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=ROW_GROUP, store_schema=False)
+    return memoryview(sink.getvalue())
+
+
+def read_table(data: bytes, schema: pa.Schema, where: str, rows: int | None = None) -> pa.Table:
+    """A Parquet file as a table of that very schema, with `rows` rows if given.
+
+    Raises StoreError when the file is no Parquet, has other columns, other types, nulls or another number of rows.
+    """
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        found = file.metadata.num_rows
+        if rows is not None and found != rows:
+            raise bad_table(where, f"{found} rows", f"{rows}")
+        if file.schema_arrow.names != schema.names:
+            raise bad_table(where, f"columns {', '.join(file.schema_arrow.names)}", ", ".join(schema.names))
+        table = file.read(use_threads=False).cast(schema)
+        table.validate(full=True)
+    except (pa.ArrowException, ValueError, OSError) as error:
+        if isinstance(error, StoreError):
+            raise
+        raise bad_table(where, f"no readable table ({str(error).splitlines()[0]:.80})", "one") from error
+    for number, field in enumerate(schema):
+        if not field.nullable and table.column(number).null_count:
+            raise bad_table(where, f"nulls in column {field.name}", "none")
+    return table
+
+
+def bad_table(where: str, found: str, expected: str) -> StoreError:
+    """The sentence for a Parquet file that is not what it should be."""
+    return StoreError(
+        f"{where}: found {found}, expected {expected}. The file is lost or altered; re-run its stage with --refresh."
+    )

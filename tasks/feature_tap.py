@@ -1,0 +1,289 @@
+"""The feature tap: a vLLM worker that keeps the final-norm hidden states of generated (and prompt) tokens.
+
+`vllm.LLM(worker_cls="thinkdiff.tasks.feature_tap.FeatureCPUWorker" | "...FeatureGPUWorker",
+          additional_config={"features": {"max_tokens": 64}})`, then per request
+`SamplingParams(n=1, extra_args={"feature_key": <unique>, "feature_kinds": ["generated", "input"]})`, and after the
+requests have ended `llm.collective_rpc("take_features", args=(keys,))`.
+
+Between `execute_model` and `sample_tokens` the model runner holds the states of all tokens of the step, after the
+final norm. The state at position p predicts token p + 1, so generated token i owns position prompt_length - 1 + i.
+Rows are written by absolute position and never appended: positions that come round again (after a preemption, say)
+overwrite themselves, and chunked prompts need no care. Works with vLLM's model runners V1 (CPU) and V2 (GPU) on one
+device. Names that vLLM does not promise are used; `check_internals` looks for them when the model is loaded.
+
+Shapes: S slots, T generated tokens at most, D hidden size, N tokens of a step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from thinkdiff.schemas.errors import EngineError
+
+if TYPE_CHECKING:
+    from vllm.v1.worker.gpu_worker import Worker
+else:
+    Worker = object
+
+TESTED = "0.32 on CPU; 0.33 was read but not run"
+EXPECTED = {
+    "SchedulerOutput": {
+        "scheduled_new_reqs", "scheduled_cached_reqs", "num_scheduled_tokens", "finished_req_ids", "preempted_req_ids",
+    },
+    "NewRequestData": {"req_id", "prompt_token_ids", "num_computed_tokens", "sampling_params"},
+    "CachedRequestData": {"req_ids", "num_computed_tokens"},
+    "ExecuteModelState (V1)": {"hidden_states"},
+    "ExecuteModelState (V2)": {"hidden_states", "input_batch"},
+}  # fmt: skip
+
+
+@dataclasses.dataclass(slots=True)
+class LiveRequest:
+    """Rows of a request that is still being decoded."""
+
+    key: str
+    prompt_length: int
+    limit: int  # generated rows wanted
+    slot: int  # its row of the buffer
+    rows: int = 0  # generated rows written
+    inputs_ND: torch.Tensor | None = None
+    input_rows: int = 0
+
+
+@dataclasses.dataclass(slots=True)
+class TakenRows:
+    """Rows of a request that has ended, on the host once `ready` has passed."""
+
+    features_TD: torch.Tensor
+    inputs_ND: torch.Tensor | None
+    input_rows: int
+    ready: torch.cuda.Event | None = None
+
+
+class FeatureTap(Worker):
+    """Mixed into vLLM's worker classes by `__getattr__` below."""
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """Load the model, check vLLM's internals and allocate the row buffer (before memory is profiled)."""
+        super().load_model(*args, **kwargs)
+        self._v2: bool = self.vllm_config.use_v2_model_runner
+        check_internals(self)
+        options = (self.vllm_config.additional_config or {})["features"]
+        self._limit: int = options["max_tokens"]
+        slots = self.scheduler_config.max_num_seqs + 8
+        shape = (slots, self._limit, self.model_config.get_hidden_size())
+        self._buffer_STD = torch.empty(shape, dtype=self.model_config.dtype, device=self.device)
+        self._free = list(range(slots))
+        self._live: dict[str, LiveRequest] = {}
+        self._ended: dict[str, TakenRows] = {}
+        self._span: dict[str, tuple[int, int]] = {}
+        self._count = {"steps": 0, "rows": 0, "recomputed": 0, "preempted": 0}
+        self._seconds = 0.0
+
+    def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        began = time.thread_time()
+        self._read_schedule(scheduler_output)
+        self._seconds += time.thread_time() - began
+        return super().execute_model(scheduler_output, *args, **kwargs)
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        state: Any = self.model_runner.execute_model_state
+        began = time.thread_time()
+        if state is not None and self._span:
+            self._copy_rows(state)
+        aside = {} if self._v2 or state is None else self._set_generators_aside()
+        self._seconds += time.thread_time() - began
+        try:
+            return super().sample_tokens(grammar_output)
+        finally:
+            if aside:
+                self.model_runner.input_batch.generators.update(aside)
+
+    # -- what the scheduler says ---------------------------------------------------------------------------------
+
+    def _read_schedule(self, scheduled: Any) -> None:
+        """Note which positions each live request computes in this step; begin and end requests."""
+        for request_id in scheduled.finished_req_ids:  # ended and aborted ones
+            self._end(request_id)
+        self._count["preempted"] += len(scheduled.preempted_req_ids or ())
+        starts: dict[str, int] = {}
+        for new in scheduled.scheduled_new_reqs:
+            starts[new.req_id] = new.num_computed_tokens
+            extra = (new.sampling_params.extra_args if new.sampling_params else None) or {}
+            if "feature_key" in extra and new.req_id not in self._live:  # V2 announces a resumed request again
+                self._live[new.req_id] = self._begin(new, extra)
+        cached = scheduled.scheduled_cached_reqs
+        starts.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        self._span = {
+            request_id: (starts[request_id], starts[request_id] + tokens)
+            for request_id, tokens in scheduled.num_scheduled_tokens.items()
+            if request_id in self._live
+        }
+
+    def _begin(self, new: Any, extra: Mapping[str, Any]) -> LiveRequest:
+        if not self._free:  # preempted requests hold their slots, so more may be live than run
+            slots = len(self._buffer_STD)
+            self._buffer_STD = torch.cat([self._buffer_STD, torch.empty_like(self._buffer_STD)])
+            self._free.extend(range(slots, 2 * slots))
+        kinds = extra["feature_kinds"]
+        limit = min(self._limit, new.sampling_params.max_tokens) if "generated" in kinds else 0
+        request = LiveRequest(extra["feature_key"], len(new.prompt_token_ids), limit, self._free.pop())
+        if "input" in kinds:
+            shape = (request.prompt_length, self._buffer_STD.shape[2])
+            request.inputs_ND = torch.empty(shape, dtype=self._buffer_STD.dtype, device=self._buffer_STD.device)
+        return request
+
+    def _end(self, request_id: str) -> None:
+        request = self._live.pop(request_id, None)
+        if request is None:
+            return
+        rows_TD = self._buffer_STD[request.slot, : request.rows]
+        taken = TakenRows(to_host(rows_TD), None, request.input_rows)
+        if request.inputs_ND is not None:
+            taken.inputs_ND = to_host(request.inputs_ND)
+        if rows_TD.is_cuda:  # copies are ordered by the stream, so the slot may be given to the next request at once
+            taken.ready = torch.cuda.Event()
+            taken.ready.record()
+        self._ended[request.key] = taken
+        self._free.append(request.slot)
+
+    # -- what the model computed ---------------------------------------------------------------------------------
+
+    def _batch(self, state: Any) -> Iterator[tuple[LiveRequest, int, int, int]]:
+        """(request, first position, end position, its first row in the step's states) of each live request."""
+        runner: Any = self.model_runner
+        batch = state.input_batch if self._v2 else runner.input_batch
+        first_rows = (batch.query_start_loc_np if self._v2 else runner.query_start_loc.np).tolist()
+        for i, request_id in enumerate(batch.req_ids):
+            span = self._span.get(request_id)
+            if span is None:
+                continue
+            if first_rows[i + 1] - first_rows[i] != span[1] - span[0]:
+                raise EngineError(f"feature tap: {request_id} is out of step with vLLM's batch. Please report this.")
+            yield self._live[request_id], *span, first_rows[i]
+
+    def _copy_rows(self, state: Any) -> None:
+        states_ND: torch.Tensor = state.hidden_states
+        source: list[int] = []
+        slot: list[int] = []
+        column: list[int] = []
+        for request, begin, end, row in self._batch(state):
+            if request.inputs_ND is not None and begin <= request.input_rows < min(end, request.prompt_length):
+                a, b = request.input_rows, min(end, request.prompt_length)
+                request.inputs_ND[a:b] = states_ND[row + a - begin : row + b - begin]
+                request.input_rows = b
+            last = request.prompt_length - 1
+            first, beyond = max(begin - last, 0), min(end - last, request.limit)  # async scheduling may run one over
+            if first >= beyond:
+                continue
+            if first > request.rows:
+                raise EngineError(f"feature tap: found row {first} of {request.key!r} after {request.rows} rows.")
+            self._count["recomputed"] += min(request.rows, beyond) - first
+            request.rows = max(request.rows, beyond)
+            for i in range(first, beyond):
+                source.append(row + last + i - begin)
+                slot.append(request.slot)
+                column.append(i)
+        if source:
+            index = torch.tensor([source, slot, column])
+            if states_ND.is_cuda:  # all on the stream of the forward pass; nothing waits for the device
+                index = index.pin_memory().to(states_ND.device, non_blocking=True)
+            self._buffer_STD.index_put_((index[1], index[2]), states_ND.index_select(0, index[0]))
+        self._count["rows"] += len(source)
+        self._count["steps"] += 1
+
+    def _set_generators_aside(self) -> dict[int, torch.Generator]:
+        """Take away the generators of requests whose prompt is not read to its end (their sample is thrown away).
+
+        V1 rewinds such a generator by its offset, which CPU generators do not have (vLLM 0.32 raises "CPU Generator
+        does not use offset"). Without one the discarded token is drawn from the global generator.
+        """
+        runner: Any = self.model_runner
+        generators: dict[int, torch.Generator] = runner.input_batch.generators
+        if not generators or self.device is None or self.device.type != "cpu":
+            return {}
+        partial = runner.discard_request_mask.np[: runner.input_batch.num_reqs].nonzero()[0].tolist()
+        return {i: generators.pop(i) for i in partial if i in generators}
+
+    # -- calls from outside --------------------------------------------------------------------------------------
+
+    def take_features(self, keys: Sequence[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
+        """Return and forget (generated rows, input rows or None) of each key. Requests may not be in flight.
+
+        There may be one row more than tokens (async scheduling). Input rows are None where they are not complete.
+        """
+        wanted = set(keys)
+        for request_id in [i for i, request in self._live.items() if request.key in wanted]:
+            self._end(request_id)  # the scheduler reports the end of a request with its next step only
+        taken: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
+        for key in keys:
+            rows = self._ended.pop(key, None)
+            if rows is None:
+                continue
+            if rows.ready is not None:
+                rows.ready.synchronize()
+            whole = rows.inputs_ND is not None and rows.input_rows == len(rows.inputs_ND)
+            taken[key] = rows.features_TD, rows.inputs_ND if whole else None
+        return taken
+
+    def feature_statistics(self) -> dict[str, float]:
+        """Counters since the start; `tap_seconds` is the thread time spent in this class."""
+        held = {"live": len(self._live), "ended": len(self._ended), "free_slots": len(self._free)}
+        return {**self._count, **held, "tap_seconds": self._seconds}
+
+
+def to_host(rows: torch.Tensor) -> torch.Tensor:
+    """A copy in host memory; from a GPU it may still be under way."""
+    if not rows.is_cuda:
+        return rows.clone()
+    return torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True).copy_(rows, non_blocking=True)
+
+
+def check_internals(worker: Any) -> None:
+    """Raise EngineError where vLLM or its settings are not those the tap was written for."""
+    import vllm
+    from vllm.v1.core.sched import output
+
+    if worker.vllm_config.speculative_config is not None:
+        raise EngineError("feature tap: found speculative decoding, expected none. It breaks one row per token; drop it.")
+    devices = worker.parallel_config.world_size
+    if devices != 1:
+        raise EngineError(f"feature tap: found {devices} devices per engine, expected 1. Start one engine per device.")
+    if worker.vllm_config.use_v2_model_runner:
+        from vllm.v1.worker.gpu.model_runner import ExecuteModelState
+
+        runner, state = "V2", "ExecuteModelState (V2)"
+    else:
+        from vllm.v1.worker.gpu_model_runner import ExecuteModelState
+
+        runner, state = "V1", "ExecuteModelState (V1)"
+    found: dict[str, set[str]] = {
+        name: {field.name for field in dataclasses.fields(getattr(output, name))}
+        for name in ("SchedulerOutput", "NewRequestData", "CachedRequestData")
+    }
+    found[state] = set(ExecuteModelState._fields)
+    missing = [f"{name}.{field}" for name in found for field in sorted(EXPECTED[name] - found[name])]
+    needed = ("execute_model_state",) if runner == "V2" else ("execute_model_state", "query_start_loc", "input_batch")
+    missing += [f"model runner {runner}.{name}" for name in needed if not hasattr(worker.model_runner, name)]
+    if missing:
+        raise EngineError(
+            f"feature tap: found vLLM {vllm.__version__} without {', '.join(missing)}, expected them. The tap reads "
+            f"names that vLLM does not promise (tested: {TESTED}). Install a tested vLLM."
+        )
+
+
+def __getattr__(name: str) -> Any:
+    """FeatureCPUWorker and FeatureGPUWorker, made on first use: vLLM wants a dotted name, and its import is heavy."""
+    if name == "FeatureCPUWorker":
+        from vllm.v1.worker.cpu_worker import CPUWorker as Base
+    elif name == "FeatureGPUWorker":
+        from vllm.v1.worker.gpu_worker import Worker as Base
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    made = type(name, (FeatureTap, Base), {"__module__": __name__})
+    globals()[name] = made
+    return made

@@ -1,0 +1,159 @@
+"""Where a model is: a name and a revision in, a local folder out. And where it computes.
+
+A model is looked for in the run's model folders, then as a path of its own, then on the hub. A revision
+`sha256:<hex>` is the digest of a local folder and is verified, so that other weights under the same name are
+an error and not another result. Nothing is loaded here.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from thinkdiff.schemas.artifact import Execution, Model
+from thinkdiff.schemas.errors import ModelError, SpecError
+from thinkdiff.storage.root import Folder
+
+DIGEST = "sha256:"
+
+
+def model_path(model: Model, run: Execution, patterns: Sequence[str] | None = None) -> str:
+    """The local folder of a model.
+
+    `patterns` limits what is fetched when the model comes from the hub. Raises ModelError when the model is
+    nowhere, or is a folder of another digest than its revision says.
+    """
+    folders = run.model_dirs if _is_relative(model.name) else ()
+    tried = [Path(folder).expanduser() / model.name for folder in folders]
+    for folder in (*tried, Path(model.name).expanduser()):
+        if folder.is_dir():
+            _check_revision(model, folder)
+            return str(folder)
+    if model.revision is not None and model.revision.startswith(DIGEST):
+        places = ", ".join(str(folder) for folder in tried) or "no model folder"
+        raise ModelError(
+            f"model {model.name}: found nothing in {places}, expected a folder of digest "
+            f"{model.revision[:19]}…. A revision by digest is never fetched; add the folder above it to "
+            "model_dirs."
+        )
+    return _from_hub(model, patterns)
+
+
+def folder_revision(path: str | Path) -> str:
+    """The digest of a local folder as a revision, `sha256:<hex>`.
+
+    It is the sha256 over one entry for each file, sorted by relative path: path, NUL, the file's own sha256
+    in hex, newline. A file is read once in a process, unless its size or time of change is another.
+    """
+    folder, digest = Folder.at(str(path)), hashlib.sha256()
+    for name in folder.sizes():
+        state = os.stat(folder.full(name))
+        file_digest = _file_digest(folder.uri, name, state.st_size, state.st_mtime_ns)
+        digest.update(f"{name}\0{file_digest}\n".encode())
+    return DIGEST + digest.hexdigest()
+
+
+def hidden_size(path: str | Path) -> int:
+    """The width of a language model's states, from the folder's `config.json`."""
+    require_files(path, ["config.json"])
+    config = json.loads(Folder.at(str(path)).read("config.json"))
+    width = config.get("text_config", {}).get("hidden_size") or config.get("hidden_size")
+    if not isinstance(width, int):
+        raise ModelError(f"model {path}: found no hidden_size in config.json, expected a language model's configuration.")
+    return width
+
+
+def require_files(path: str | Path, patterns: Sequence[str]) -> None:
+    """Raises ModelError unless each pattern, relative to the folder, matches a file that is not empty."""
+    for pattern in patterns:
+        if not any(file.is_file() and file.stat().st_size for file in Path(path).glob(pattern)):
+            raise ModelError(
+                f"model {path}: found no file {pattern} with content, expected {', '.join(patterns)}. "
+                "The model is not whole; copy or fetch it again."
+            )
+
+
+@contextmanager
+def loading(path: str | Path) -> Iterator[None]:
+    """Turns what a library raises over an unreadable model into one ModelError.
+
+    Import transformers and diffusers inside: torchvision is prepared before, which they import in turn.
+    """
+    from safetensors import SafetensorError
+
+    from thinkdiff.tasks.qwen_engine import prepare_torchvision
+
+    prepare_torchvision()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, ModelError):
+            raise
+        reason = str(error).strip().split("\n")[0].rstrip(".") or "no reason given"
+        raise ModelError(
+            f"model {path}: found it not loadable ({type(error).__name__}: {reason:.200}), expected a whole "
+            "model of the right kind. Copy or fetch it again, or name another."
+        ) from error
+
+
+def compute_device(run: Execution) -> str:
+    """`cuda` or `cpu`. Raises SpecError when a GPU is asked for and there is none."""
+    import torch
+
+    if run.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if run.device.startswith("cuda") and not torch.cuda.is_available():
+        raise SpecError(
+            f"device: found no GPU that torch {torch.__version__} can use, expected one for {run.device!r}. "
+            "Set device to cpu or auto."
+        )
+    return run.device
+
+
+@functools.cache
+def _file_digest(uri: str, name: str, size: int, mtime_ns: int) -> str:
+    return Folder(uri).hash(name).sha256
+
+
+def _is_relative(name: str) -> bool:
+    """Whether a name stays below the folder that it is looked for in."""
+    parts = PurePosixPath(name).parts
+    return bool(parts) and not name.startswith(("/", "~")) and ".." not in parts and "\\" not in name
+
+
+def _check_revision(model: Model, folder: Path) -> None:
+    if not any(folder.iterdir()):
+        raise ModelError(
+            f"model {model.name}: found {folder} empty, expected a model's files in it. Fetch it again."
+        )
+    if model.revision is None or not model.revision.startswith(DIGEST):
+        return
+    found = folder_revision(folder)
+    if found != model.revision:
+        raise ModelError(
+            f"model {model.name}: found {folder} with digest {found[:19]}…, expected {model.revision[:19]}…. "
+            "Files are missing, added or changed; restore the folder, or name the new digest as the "
+            "revision."
+        )
+
+
+def _from_hub(model: Model, patterns: Sequence[str] | None) -> str:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(
+            model.name, revision=model.revision, allow_patterns=list(patterns) if patterns else None
+        )
+    except Exception as error:  # every transport has its own errors; each ends as the same sentence
+        reason = str(error).strip().split("\n")[0].rstrip(".") or "no reason given"
+        at = f" at {model.revision}" if model.revision else ""
+        raise ModelError(
+            f"model {model.name}{at}: found it in no model folder, and the hub did not give it "
+            f"({type(error).__name__}: {reason:.160}), expected one of both. Add its folder to model_dirs, "
+            "or go online once."
+        ) from error

@@ -1,0 +1,133 @@
+"""The report's questions with their pictures: which ones are shown, and each one as a card.
+
+In: prompts, verdicts and picture bytes. Out: HTML with the pictures inlined. The choice is made by a hash of the prompts'
+names, so nobody picked what looks good. Pictures and texts are a stranger's: what does not decode is left blank.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from thinkdiff.tasks.cobsat import Prompt
+from thinkdiff.tasks.pictures import inspect_image
+from thinkdiff.tasks.report_markup import Html, join, tag
+
+MAX_PIXELS = 50_000_000
+SMALL = 160  # pixels a side up to which a picture is kept as it is and shown with hard edges
+SIDE = 288  # pixels a side of the larger ones, three times what a card shows
+TEXT_SHOWN = 260
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one method drew for a prompt and what the judge saw in it."""
+
+    method: str
+    picture: bytes | None
+    right: bool
+    seen: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt with everything that a card shows."""
+
+    prompt: Prompt
+    expected: str
+    demos: tuple[tuple[str, bytes | None], ...]
+    text: str
+    answers: tuple[Answer, ...]
+
+
+def choose(prompts: Iterable[Prompt], count: int) -> list[Prompt]:
+    """`count` prompts, evenly over the tasks and shots, in the order of the benchmark."""
+    cells: dict[tuple[str, int], list[Prompt]] = {}
+    order: dict[str, int] = {}
+    for prompt in prompts:
+        cells.setdefault((prompt.task, prompt.shots), []).append(prompt)
+        order.setdefault(prompt.name, len(order))
+    for cell in cells.values():
+        cell.sort(key=lambda prompt: hashlib.sha256(prompt.name.encode()).digest())
+    chosen: list[Prompt] = []
+    for turn in range(max((len(cell) for cell in cells.values()), default=0)):
+        # one round over the tasks for each number of shots: the first ten prompts cover ten tasks
+        for _, cell in sorted(cells.items(), key=lambda item: item[0][1]):
+            if turn < len(cell) and len(chosen) < count:
+                chosen.append(cell[turn])
+    return sorted(chosen, key=lambda prompt: order[prompt.name])
+
+
+def inline(data: bytes | None) -> tuple[str, bool] | None:
+    """A picture as (data URI, whether it is small), or None for one that is missing or does not decode."""
+    from PIL import Image
+
+    if data is None:
+        return None
+    try:
+        width, height, kind = inspect_image(data, MAX_PIXELS)
+    except ValueError:
+        return None
+    if max(width, height) <= SMALL and kind in ("png", "jpg"):
+        return uri(data, "png" if kind == "png" else "jpeg"), True
+    with Image.open(io.BytesIO(data)) as image:
+        shrunk = image.convert("RGB")
+        shrunk.thumbnail((SIDE, SIDE))
+    sink = io.BytesIO()
+    shrunk.save(sink, "JPEG", quality=85)
+    return uri(sink.getvalue(), "jpeg"), False
+
+
+def uri(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def image(data: bytes | None, says: str) -> Html:
+    """A picture element, or an empty frame of the same size."""
+    found = inline(data)
+    if found is None:
+        return tag("div", "–", class_="query", role="img", aria_label=f"{says}: no picture")
+    source, small = found
+    return tag("img", src=source, alt=says, class_="small" if small else None, loading="lazy")
+
+
+def card(example: Example, names: dict[str, str]) -> Html:
+    """One question: demonstrations and query, what each method drew, what the VLM said."""
+    prompt = example.prompt
+    pair = " · held-out pair" if prompt.held_out else ""
+    head = tag("header", tag("b", prompt.task), tag("span", f"{prompt.shots} shots{pair}"))
+    shown = [
+        tag("figure", image(data, f"demonstration: {word}"), tag("figcaption", word)) for word, data in example.demos
+    ]
+    query = tag("div", "?", class_="query", role="img", aria_label="the picture that is asked for")
+    shown.append(tag("figure", query, tag("figcaption", prompt.query)))
+    drawn = [answer(item, names.get(item.method, item.method)) for item in example.answers]
+    cut = example.text if len(example.text) <= TEXT_SHOWN else example.text[:TEXT_SHOWN].rstrip() + "…"
+    said = tag("p", tag("small", "The VLM says"), f"“{cut}”" if cut else "nothing", class_="said")
+    return tag(
+        "article",
+        head,
+        tag("div", *shown, class_="strip"),
+        tag("p", "The right picture shows ", tag("b", example.expected), class_="asked"),
+        tag("div", *drawn, class_="answers") if drawn else None,
+        said,
+        class_="card",
+        data_prompt=prompt.name,
+    )
+
+
+def answer(item: Answer, name: str) -> Html:
+    """A generated picture with the judge's verdict and words."""
+    verdict = "right" if item.right else "wrong"
+    badge = tag("span", "✓" if item.right else "✕", class_="mark", title=verdict, role="img", aria_label=verdict)
+    frame = tag("div", image(item.picture, f"{name}: the judge sees {item.seen}, {verdict}"), badge, class_="frame")
+    words = tag("figcaption", tag("b", name), tag("span", item.seen))
+    return tag("figure", frame, words, class_=verdict)
+
+
+def cards(examples: Iterable[Example], names: dict[str, str]) -> Html:
+    """All questions in a grid."""
+    return tag("div", join(card(example, names) for example in examples), class_="cards")

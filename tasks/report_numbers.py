@@ -1,0 +1,169 @@
+"""The report's arithmetic: intervals over seeds, differences between conditions, chance, the paper's figures.
+
+In: accuracies. Out: means with intervals and the sentences that they allow. Reads no file and writes no HTML.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from thinkdiff.schemas.cobsat import CobsatPrompts
+from thinkdiff.tasks.cobsat import tasks
+
+# 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom; beyond, 1.96 + 2.46 / df is right to 0.001.
+T_975 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
+ENOUGH_SEEDS = 5
+
+# ThinkDiff-LVLM in arXiv 2502.10458v1, Tables 1 and 2, tasks in the order of the paper's columns.
+PAPER_TASKS = tuple(f"{kind}-{version}" for version in ("I", "II") for kind in ("Color", "Background", "Style", "Action", "Texture"))
+PAPER_ACCURACY: Mapping[int, tuple[float, ...]] = {
+    2: (0.622, 0.349, 0.237, 0.459, 0.290, 0.511, 0.534, 0.340, 0.534, 0.292),
+    4: (0.638, 0.362, 0.254, 0.434, 0.317, 0.610, 0.590, 0.432, 0.664, 0.332),
+}
+# Table 3, means at 2 shots, by the names that the recipe `ablations` gives its conditions.
+PAPER_ABLATIONS: Mapping[str, float] = {"aligned": 0.417, "no masking": 0.287, "input tokens": 0.016}
+BASE = "aligned"
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean over seeds, and its 95 % interval where there are at least two."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One cell of an ablation: an aligner's change, a decoder, and the accuracies of its seeds.
+
+    `by_seed[seed][shots]` maps each task, and "mean", to an accuracy.
+    """
+
+    name: str
+    by_seed: Mapping[int, Mapping[int, Mapping[str, float]]]
+
+    @property
+    def change(self) -> str:
+        """What is different, e.g. no masking; the part of the name before a comma."""
+        return self.name.partition(", ")[0]
+
+    @property
+    def decoder(self) -> str:
+        """The part of the name after a comma, empty for the recipe's own decoder."""
+        return self.name.partition(", ")[2]
+
+    def values(self, shots: int, task: str = "mean") -> list[float]:
+        """The accuracies of the seeds, in the order of the seeds."""
+        return [self.by_seed[seed][shots][task] for seed in sorted(self.by_seed) if shots in self.by_seed[seed]]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much the recipe as it is does better than a changed one, in pairs of one seed each."""
+
+    condition: Condition
+    shots: int
+    gain: Mean
+    paper: float | None
+
+
+def mean_interval(values: Sequence[float]) -> Mean:
+    """The mean of a sample and its 95 % interval by Student's t."""
+    mean, count = statistics.fmean(values), len(values)
+    if count < 2:
+        return Mean(mean, None, None, count)
+    quantile = T_975[count - 2] if count - 1 <= len(T_975) else 1.96 + 2.46 / (count - 1)
+    half = quantile * statistics.stdev(values) / math.sqrt(count)
+    return Mean(mean, mean - half, mean + half, count)
+
+
+def conditions(named: Mapping[str, Mapping[int, Mapping[str, float]]]) -> list[Condition]:
+    """Groups `condition, seed N` by condition, in the order in which conditions first come."""
+    grouped: dict[str, dict[int, Mapping[int, Mapping[str, float]]]] = {}
+    for key, scores in named.items():
+        name, _, seed = key.rpartition(", seed ")
+        grouped.setdefault(name or key, {})[int(seed) if name and seed.isdigit() else 0] = scores
+    return [Condition(name, by_seed) for name, by_seed in grouped.items()]
+
+
+def differences(found: Sequence[Condition]) -> list[Difference]:
+    """Every changed condition against the recipe as it is with the same decoder, for each number of shots."""
+    base = {condition.decoder: condition for condition in found if condition.change == BASE}
+    made = []
+    for condition in found:
+        other = base.get(condition.decoder)
+        if other is None or other is condition:
+            continue
+        for shots in all_shots([other, condition]):
+            gains = paired(other, condition, shots)
+            if gains:
+                made.append(Difference(condition, shots, mean_interval(gains), paper_gain(condition, shots)))
+    return made
+
+
+def paired(base: Condition, other: Condition, shots: int) -> list[float]:
+    """base - other for every seed that both have."""
+    both = sorted(set(base.by_seed) & set(other.by_seed))
+    both = [seed for seed in both if shots in base.by_seed[seed] and shots in other.by_seed[seed]]
+    return [base.by_seed[seed][shots]["mean"] - other.by_seed[seed][shots]["mean"] for seed in both]
+
+
+def paper_gain(condition: Condition, shots: int) -> float | None:
+    """The same difference in the paper, which has it for 2 shots only."""
+    found = PAPER_ABLATIONS.get(condition.change)
+    return None if found is None or shots != 2 else PAPER_ABLATIONS[BASE] - found
+
+
+def reading(difference: Difference) -> str:
+    """What a difference allows to say, and whether that is what the paper says."""
+    low, high = difference.gain.low, difference.gain.high
+    if low is None or high is None:
+        return "one pair of seeds: nothing can be said"
+    says = "better" if low > 0 else "worse" if high < 0 else "undecided"
+    few = "" if difference.gain.seeds >= ENOUGH_SEEDS else f" (only {difference.gain.seeds} seeds)"
+    if difference.paper is None:
+        return {"better": "worse than aligned", "worse": "better than aligned", "undecided": "no clear difference"}[says] + few
+    return {
+        "better": "worse than aligned, as in the paper",
+        "worse": "better than aligned, against the paper",
+        "undecided": "no clear difference, unlike the paper",
+    }[says] + few
+
+
+def all_shots(found: Iterable[Condition]) -> list[int]:
+    """The numbers of shots that any seed of any condition has."""
+    return sorted({shots for condition in found for scores in condition.by_seed.values() for shots in scores})
+
+
+@dataclass(frozen=True)
+class Chance:
+    """How often a picture is right that shows any of the words, and one that shows the query's word and any other."""
+
+    blind: float
+    query_only: float
+
+
+def chance(spec: CobsatPrompts) -> Chance:
+    """The mean over the tasks of guessing both words, and of knowing the written one and guessing the latent one."""
+    sizes = [tuple(len(words) for words in task.words) for task in tasks(spec)]
+    return Chance(
+        blind=statistics.fmean(1 / (written * latent) for written, latent in sizes),
+        query_only=statistics.fmean(1 / latent for _, latent in sizes),
+    )
+
+
+def paper_accuracy(shots: int, task: str) -> float | None:
+    """The paper's accuracy of ThinkDiff-LVLM in a task, or in the mean of the tasks."""
+    found = PAPER_ACCURACY.get(shots)
+    if found is None or task not in (*PAPER_TASKS, "mean"):
+        return None
+    return statistics.fmean(found) if task == "mean" else found[PAPER_TASKS.index(task)]

@@ -1,0 +1,81 @@
+"""The T5 text encoder: texts in, prompt embeddings out, as the diffusion model was trained to read them.
+
+In: a local folder of any T5 (its decoder is ignored). Out: one float32 (L, D) array per text, without padding
+rows. It makes the text bridge, the true captions and the empty prompt of classifier-free guidance.
+
+Shapes: B batch, L tokens, D T5 width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from thinkdiff.tasks.models import loading, require_files
+
+MAX_TOKENS = 512  # of FLUX's own pipeline; a longer text is cut
+
+
+class T5Encoder:
+    """Raises ModelError when the folder is not a whole T5."""
+
+    def __init__(self, path: str, device: str, precision: Literal["bfloat16", "float32"]) -> None:
+        require_files(path, ("config.json", "tokenizer_config.json"))
+        with loading(path):
+            import torch
+            from transformers import AutoTokenizer, T5EncoderModel
+
+            self.device, self.precision = device, precision
+            # On a GPU the weights are held as they compute; on a CPU autocast does the same to small models.
+            held = torch.bfloat16 if precision == "bfloat16" and device != "cpu" else torch.float32
+            model = T5EncoderModel.from_pretrained(path, dtype=held)
+            self.model: Any = model.to(device).eval().requires_grad_(False)  # pyright: ignore
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
+
+    def encode(
+        self, texts: Sequence[str], eos: bool = True, batch: int = 64
+    ) -> list[npt.NDArray[np.float32]]:
+        """One (L, D) float32 array per text.
+
+        `eos` keeps the row of the closing `</s>`, which FLUX has always seen. Without it the text is encoded
+        all the same with `</s>`, and the row is dropped at the end: the way in which the aligner's
+        embeddings, which have no end token, look. A text without tokens keeps its `</s>`, since no model
+        reads zero rows.
+        """
+        ids = [self._token_ids(text) for text in texts]
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # little padding in a batch
+        found: dict[int, npt.NDArray[np.float32]] = {}
+        for chunk in (order[start : start + batch] for start in range(0, len(order), batch)):
+            for i, x_LD in zip(chunk, self._states([ids[i] for i in chunk]), strict=True):
+                found[i] = x_LD if eos or len(x_LD) == 1 else x_LD[:-1]
+        return [found[i] for i in range(len(ids))]
+
+    def empty(self) -> npt.NDArray[np.float32]:
+        """The (1, D) embedding of the empty text, `</s>` alone: the other side of classifier-free
+        guidance."""
+        return self.encode([""])[0]
+
+    def _token_ids(self, text: str) -> list[int]:
+        ids = self.tokenizer(text, add_special_tokens=True, truncation=True, max_length=MAX_TOKENS).input_ids
+        assert ids[-1:] == [self.tokenizer.eos_token_id]
+        return ids
+
+    def _states(self, ids: list[list[int]]) -> Iterator[npt.NDArray[np.float32]]:
+        import torch
+
+        longest = max(len(row) for row in ids)
+        ids_BL = torch.zeros(len(ids), longest, dtype=torch.long)
+        mask_BL = torch.zeros_like(ids_BL)
+        for i, row in enumerate(ids):
+            ids_BL[i, : len(row)] = torch.tensor(row)
+            mask_BL[i, : len(row)] = 1
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bfloat16"),
+        ):
+            output = self.model(input_ids=ids_BL.to(self.device), attention_mask=mask_BL.to(self.device))
+        x_BLD = output.last_hidden_state.float().cpu().numpy()
+        return (x_BLD[i, : len(row)] for i, row in enumerate(ids))

@@ -1,0 +1,117 @@
+"""Random tiny Qwen2-VL checkpoints for tests: the real architecture, a real tokenizer and image processor, no training.
+
+32x32 images become 16 patches of 8x8 and, merged 2x2, 4 image tokens. Hidden states have a standard deviation near 1
+and the logits enough spread for greedy decoding to be stable, so that two engines can be compared number by number.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+SIDE = 32
+SPECIAL = [
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
+    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+    "<|image_pad|>", "<|video_pad|>",
+]  # fmt: skip
+WORDS = "system user assistant You are a helpful Describe the image What is here Word red blue next picture Picture"
+TEMPLATE = """\
+{% set image_count = namespace(value=0) %}{% for message in messages %}\
+{% if loop.first and message['role'] != 'system' %}<|im_start|>system
+You are a helpful assistant.<|im_end|>
+{% endif %}<|im_start|>{{ message['role'] }}
+{% if message['content'] is string %}{{ message['content'] }}<|im_end|>
+{% else %}{% for content in message['content'] %}{% if content['type'] == 'image' %}\
+{% set image_count.value = image_count.value + 1 %}\
+{% if add_vision_id %}Picture {{ image_count.value }}: {% endif %}<|vision_start|><|image_pad|><|vision_end|>\
+{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}<|im_end|>
+{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+
+def random_image(seed: int, side: int = SIDE) -> np.ndarray:
+    """A blocky random picture, uint8 (side, side, 3)."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (side // 4, side // 4, 3), dtype=np.uint8)
+    return blocks.repeat(4, 0).repeat(4, 1)
+
+
+def _byte_pairs() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges of a byte-level BPE in which the frequent words of the prompts are single tokens."""
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    vocab = {character: i for i, character in enumerate(sorted(ByteLevel.alphabet()))}
+    merges: list[tuple[str, str]] = []
+    for word in WORDS.split():
+        for spelling in (word, "Ġ" + word):
+            for end in range(2, len(spelling) + 1):
+                if spelling[:end] not in vocab:
+                    merges.append((spelling[: end - 1], spelling[end - 1]))
+                    vocab[spelling[:end]] = len(vocab)
+    for token in SPECIAL:
+        vocab[token] = len(vocab)
+    return vocab, merges
+
+
+def make_tiny_qwen2_vl(folder: Path, *, hidden: int = 128, layers: int = 3, seed: int = 0) -> Path:
+    """Write a random Qwen2-VL checkpoint (float32, about 0.9M parameters) with tokenizer and processor to `folder`."""
+    from transformers import (
+        GenerationConfig,
+        Qwen2Tokenizer,
+        Qwen2VLConfig,
+        Qwen2VLForConditionalGeneration,
+        Qwen2VLImageProcessor,
+        Qwen2VLProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    vocab, merges = _byte_pairs()
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocab, merges=merges, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token="<|endoftext|>",
+        extra_special_tokens=SPECIAL[1:], model_max_length=2048,
+    )  # fmt: skip
+    config = Qwen2VLConfig(
+        text_config=dict(
+            vocab_size=len(vocab), hidden_size=hidden, intermediate_size=320, num_hidden_layers=layers,
+            num_attention_heads=hidden // 32, num_key_value_heads=hidden // 64, max_position_embeddings=2048,
+            rms_norm_eps=1e-6, bos_token_id=vocab["<|endoftext|>"], eos_token_id=vocab["<|im_end|>"],
+            pad_token_id=vocab["<|endoftext|>"], tie_word_embeddings=False,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]},
+        ),
+        vision_config=dict(
+            depth=3, embed_dim=64, num_heads=2, hidden_size=hidden, mlp_ratio=4, patch_size=8, spatial_merge_size=2,
+            temporal_patch_size=2, in_channels=3,
+        ),
+        image_token_id=vocab["<|image_pad|>"], video_token_id=vocab["<|video_pad|>"],
+        vision_start_token_id=vocab["<|vision_start|>"], vision_end_token_id=vocab["<|vision_end|>"],
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    model = Qwen2VLForConditionalGeneration(config)
+    _draw_weights(model, seed)
+    model.lm_head.weight.data[vocab["<|im_end|>"]] *= 1.5  # so that some answers end early
+    ends = [vocab["<|im_end|>"], vocab["<|endoftext|>"]]
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=ends[1])
+    model.save_pretrained(folder)
+    pixels = SIDE * SIDE
+    images = Qwen2VLImageProcessor(min_pixels=pixels, max_pixels=4 * pixels, patch_size=8)
+    videos = Qwen2VLVideoProcessor(min_pixels=pixels, max_pixels=4 * pixels, patch_size=8)
+    Qwen2VLProcessor(images, tokenizer, videos, chat_template=TEMPLATE).save_pretrained(folder)
+    return folder
+
+
+def _draw_weights(model, seed: int) -> None:
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1 and name.endswith("weight"):  # norms
+                parameter.copy_(1 + 0.25 * noise)
+            elif parameter.ndim == 1:
+                parameter.copy_(0.1 * noise)
+            elif "embed_tokens" in name:
+                parameter.copy_(noise)
+            else:
+                parameter.copy_(1.5 * noise / parameter[0].numel() ** 0.5)

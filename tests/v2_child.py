@@ -1,0 +1,32 @@
+"""Test only: `qwen_child` with what a GPU gets by default, vLLM's model runner V2 and async scheduling, on a CPU.
+
+V2's kernels are Triton's, run here by its interpreter. CUDA, streams and graphs are not exercised.
+"""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+os.environ |= {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
+
+import triton.backends
+
+triton.backends.backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True), compiler=None)
+
+from thinkdiff.tasks import qwen_child
+from thinkdiff.tasks.qwen_engine import prepare_torchvision
+
+if __name__ == "__main__":
+    prepare_torchvision()
+    from vllm.platforms.cpu import CpuPlatform
+
+    original = CpuPlatform.check_and_update_config.__func__
+
+    def keep_async_scheduling(platform: Any, config: Any) -> None:
+        original(platform, config)
+        config.scheduler_config.async_scheduling = True
+
+    CpuPlatform.check_and_update_config = classmethod(keep_async_scheduling)
+    qwen_child.main()
