@@ -50,7 +50,7 @@ def run(
     ] = None,
     data: Annotated[str | None, typer.Option(help="where relative collection URLs start; default ROOT/data")] = None,
     device: Device = "auto",
-    threads: Annotated[int, typer.Option(help="torch threads; 0 leaves the default")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads of a model; 0 leaves it to the recipe")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Builds a recipe up to a stage; stages that are in the root already are taken from there."""
@@ -84,8 +84,8 @@ def run_flow(**parameters: Any) -> dict[str, Any]:
         os.environ.setdefault(name, value)
     from thinkdiff.flows.thinkdiff_flow import thinkdiff
 
-    for name in ("prefect.task_runs", "prefect.flow_runs", "prefect.task_engine", "prefect.flow_engine", "prefect.engine"):
-        logging.getLogger(name).addFilter(Quiet())
+    for name in ("task_runs", "flow_runs", "task_engine", "flow_engine", "engine"):
+        logging.getLogger(f"prefect.{name}").addFilter(Quiet())
     return thinkdiff(**parameters)
 
 
@@ -200,7 +200,7 @@ def generate(
     from thinkdiff.tasks.compose import compose, trained_aligner
 
     spec = named(recipe)
-    where = execution(Execution(root=root, device=device))
+    where = execution(Execution(root=root, device=device), spec)
     text = compose(spec, trained_aligner(where, aligner), parts, out, seed, where)
     typer.echo(f"the VLM's words: {text}")
     typer.echo(f"picture: {out}")

@@ -27,16 +27,25 @@ ABLATION_SEEDS = 5
 def recipe(name: str) -> PipelineSpec:
     """The spec of a named recipe. Raises SpecError for a name that is none."""
     if name not in RECIPES:
-        raise SpecError(f"recipe: found {name!r}, expected one of {', '.join(RECIPES)}. `thinkdiff recipes` explains them.")
+        known = ", ".join(RECIPES)
+        raise SpecError(f"recipe: found {name!r}, expected one of {known}. `thinkdiff recipes` explains them.")
     return RECIPES[name]()
 
 
-def execution(run: Execution) -> Execution:
-    """`run` with the miniature's models behind the user's own model directories."""
+def execution(run: Execution, spec: PipelineSpec) -> Execution:
+    """`run` with the miniature's models behind the user's own model directories.
+
+    The miniature's models are too small for a second thread: its cost is greater than its gain.
+    """
     from thinkdiff.mini.release import weights_folder
 
-    folder = str(weights_folder())
-    return run if folder in run.model_dirs else run.model_copy(update={"model_dirs": (*run.model_dirs, folder)})
+    threads = run.threads or (1 if spec.world is not None else 0)
+    return run.model_copy(update={"model_dirs": (*run.model_dirs, str(weights_folder())), "threads": threads})
+
+
+def study(name: str) -> PipelineSpec | None:
+    """The ablations that belong to a recipe, if it has some: what its report shows when they were run."""
+    return ablations() if name == "mini" else None
 
 
 def prepare(spec: PipelineSpec, run: Execution) -> None:

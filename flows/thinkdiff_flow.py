@@ -40,7 +40,7 @@ class RunResult(Frozen):
     """What a run leaves: its stages in order, the scores if they were made, the report if it was."""
 
     stages: list[StageResult]
-    scores: dict[str, dict[str, float]] = {}
+    scores: dict[str, dict[str, float]] = Field(default_factory=dict)
     report: str | None = None
 
 
@@ -55,8 +55,9 @@ class Ledger:
         artifact: Artifact = outcome.artifact
         self.lines.append(
             StageResult(
-                stage=artifact.stage, role=role or artifact.stage, state=outcome.state, seconds=round(outcome.seconds, 3),
+                stage=artifact.stage, role=role or artifact.stage, state=outcome.state,
                 fingerprint=artifact.fingerprint, digest=artifact.digest, uri=artifact.uri,
+                seconds=round(outcome.seconds, 3),
             )
         )  # fmt: skip
         return artifact
@@ -90,7 +91,7 @@ def thinkdiff(
     spec = spec or recipes.recipe(recipe)
     if refresh:
         run = run.model_copy(update={"refresh": tuple(refresh)})
-    run = recipes.execution(run)
+    run = recipes.execution(run, spec)
     return pipeline(spec, STAGES.index(target), run).model_dump(mode="json")
 
 
@@ -117,7 +118,7 @@ def pipeline(spec: PipelineSpec, last: int, run: Execution) -> RunResult:
     scores = ledger.add(score_cobsat(run, spec.scores, media))
     if last < STAGES.index("render_report"):
         return ledger.result(scores)
-    variants = scored_variants(spec, run, ledger, features, queries)
+    variants = scored_variants(spec, run, ledger, features, queries) or found_variants(spec.name, run, images)
     report = ledger.add(render_report(run, spec.report, captions, images, features, aligner, media, scores, variants))
     return ledger.result(scores, report)
 
@@ -132,4 +133,21 @@ def scored_variants(
         aligner = ledger.add(train_aligner(run, variant.aligner, features), role=name)
         media = ledger.add(generate_media(run, variant.media, queries, aligner), role=name)
         found[name] = ledger.add(score_cobsat(run, spec.scores, media), role=name)
+    return found
+
+
+def found_variants(name: str, run: Execution, images: Any) -> dict[str, Scorecard]:
+    """The scorecards of a recipe's ablations that are under the root already; nothing is computed."""
+    study = recipes.study(name)
+    features = extract_features.lookup(run, study.features, images) if study else None
+    queries = extract_features.lookup(run, study.queries, None) if study else None
+    found: dict[str, Scorecard] = {}
+    if study is None or features is None or queries is None:
+        return found
+    for variant in study.variants:
+        aligner = train_aligner.lookup(run, variant.aligner, features)
+        media = generate_media.lookup(run, variant.media, queries, aligner) if aligner else None
+        scores = score_cobsat.lookup(run, study.scores, media) if media else None
+        if scores is not None:
+            found[f"{variant.name}, seed {variant.aligner.seed}"] = scores
     return found

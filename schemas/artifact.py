@@ -88,7 +88,7 @@ class Execution(Frozen):
     model_dirs: tuple[str, ...] = Field((), description="folders searched for models before the hub")
     engine: Literal["vllm", "transformers"] = "vllm"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(0, ge=0, description="torch threads of training and generation; 0 leaves the default")
+    threads: int = Field(0, ge=0, description="CPU threads of a model; 0 leaves it to the recipe")
     batch: int = Field(64, ge=1, description="pictures generated or judged together")
     max_num_seqs: int = Field(256, ge=1, description="requests the engine runs together")
     refresh: tuple[Stage, ...] = Field((), description="stages recomputed even when their record is there")

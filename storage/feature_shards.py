@@ -47,7 +47,9 @@ class Layout:
     def __post_init__(self) -> None:
         numbers = (self.rows, self.tokens, self.width, self.shard_size)
         if min(numbers) < 1 or self.dtype not in NATIVE:
-            raise ValueError(f"array: found shape {numbers} of {self.dtype}, expected positive sizes of {list(NATIVE)}.")
+            raise ValueError(
+                f"array: found shape {numbers} of {self.dtype}, expected positive sizes of {list(NATIVE)}."
+            )
 
     @property
     def native(self) -> np.dtype[Any]:

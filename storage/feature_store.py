@@ -6,9 +6,9 @@
     rows/<k>.parquet                key, prompt, token ids, lengths, text of the rows of shard k
     commits/<k>.json                the part record of shard k, written last
 
-Here is the writer; the reader is `feature_reader.py`, handed on here. Shards are written whole by one process: two writers of one shard lose
-rows, whatever the format. The stage holds the artifact's lease, so what a killed attempt left without a record is
-overwritten.
+Here is the writer; the reader is `feature_reader.py`, handed on here. Shards are written whole by one process: two
+writers of one shard lose rows, whatever the format. The stage holds the artifact's lease, so what a killed attempt
+left without a record is overwritten.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class FeatureWriter:
         self.layouts: dict[TokenKind, Layout] = {"generated": Layout(rows, tokens, width, dtype, shard_size)}
         if input_tokens:
             self.layouts["input"] = Layout(rows, input_tokens, width, dtype, shard_size)
-        self._log = PartLog(folder, COMMITS)
+        self._log = PartLog(folder, COMMITS, Part)
 
     @property
     def shards(self) -> int:
@@ -127,8 +127,7 @@ class FeatureWriter:
         parts = self.committed()
         must_be_whole(self.folder, parts, self.shards)
         fixed = [
-            FileEntry(path=name, size=len(data), sha256=sha256_hex(data))
-            for name, data in self._metadata().items()
+            FileEntry(path=name, size=len(data), sha256=sha256_hex(data)) for name, data in self._metadata().items()
         ]
         records = [self._log.entry(number) for number in parts]
         return (*fixed, *(entry for part in parts.values() for entry in part.files), *records)

@@ -52,7 +52,8 @@ class Lease:
 
     def __enter__(self) -> Self:
         self.folder.check_writable()
-        if not self.folder.create(LEASE, self._body()):
+        # A PUT whose answer was lost is sent again and refused for what it wrote itself; hence the look at the token.
+        if not self.folder.create(LEASE, self._body()) and self._holder().get("token") != self.token:
             self._wait_for_death()
             self.folder.write(LEASE, self._body())
             time.sleep(SETTLE)
@@ -62,7 +63,9 @@ class Lease:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop.set()
         self._thread.join()
         if self._holder().get("token") == self.token:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -31,18 +31,21 @@ class Part(Frozen):
     number: int = Field(ge=0)
     rows: int = Field(ge=0)
     files: tuple[FileEntry, ...]
-    info: dict[str, Any] = {}
+    info: dict[str, Any] = Field(default_factory=dict)
 
     def names(self) -> list[str]:
         """The paths of the files, in the order they were written."""
         return [entry.path for entry in self.files]
 
 
-class PartLog:
-    """The part records `<prefix>/<number>.json` of one folder."""
+P = TypeVar("P", bound=Part)
 
-    def __init__(self, folder: Folder, prefix: str, digits: int = 6) -> None:
-        self.folder, self.prefix, self.digits = folder, prefix, digits
+
+class PartLog(Generic[P]):
+    """The part records `<prefix>/<number>.json` of one folder, of one kind."""
+
+    def __init__(self, folder: Folder, prefix: str, kind: type[P], digits: int = 6) -> None:
+        self.folder, self.prefix, self.kind, self.digits = folder, prefix, kind, digits
         self.rejected: dict[int, str] = {}
         self._entries: dict[int, FileEntry] = {}
 
@@ -58,7 +61,7 @@ class PartLog:
                 "writes the same artifact; run the stage again when that one has ended."
             )
 
-    def commit(self, part: Part) -> FileEntry:
+    def commit(self, part: P) -> FileEntry:
         """Writes a part's record, after all its files, and returns the record's own entry.
 
         Raises LockedError when another record came in between; that one is removed, as its files are no longer its own.
@@ -67,8 +70,8 @@ class PartLog:
         if not self.folder.create(name, data) and self.folder.read(name) != data:
             self.folder.delete(name)
             raise LockedError(
-                f"{self.folder.uri}/{name}: found a record of other bytes, expected none. Two runs wrote the same part; "
-                "neither is kept. Run the stage again."
+                f"{self.folder.uri}/{name}: found a record of other bytes, expected none. Two runs wrote the same "
+                "part; neither is kept. Run the stage again."
             )
         self._entries[part.number] = FileEntry(path=name, size=len(data), sha256=sha256_hex(data))
         return self._entries[part.number]
@@ -77,9 +80,7 @@ class PartLog:
         """The entry of the record of a part that `commit` wrote or `committed` returned."""
         return self._entries[number]
 
-    def committed(
-        self, complaint: Callable[[Part], str | None] = lambda part: None, deep: bool = False
-    ) -> dict[int, Part]:
+    def committed(self, complaint: Callable[[P], str | None] = lambda part: None, deep: bool = False) -> dict[int, P]:
         """The parts that can be trusted, by number; `deep` re-reads and re-hashes their files.
 
         A record that cannot be read, whose files are missing or of another size, or that `complaint` objects to, is
@@ -90,27 +91,29 @@ class PartLog:
         numbers = [int(found[1]) for name in sizes if (found := form.fullmatch(name))]
         with ThreadPoolExecutor(THREADS) as pool:
             results = list(pool.map(lambda n: self._verify(n, sizes, complaint, deep), numbers))
-        parts: dict[int, Part] = {}
+        parts: dict[int, P] = {}
         for number, result in zip(numbers, results, strict=True):
-            if isinstance(result, Part):
+            if isinstance(result, str):
+                self.reject(number, result)
+            else:
                 parts[number] = result
-                continue
-            log.warning(
-                "%s/%s: found %s, expected a whole part. It is made again.", self.folder.uri, self.name(number), result
-            )
-            self.rejected[number] = result
-            self.folder.delete(self.name(number))
         return parts
 
-    def _verify(
-        self, number: int, sizes: dict[str, int], complaint: Callable[[Part], str | None], deep: bool
-    ) -> Part | str:
+    def reject(self, number: int, found: str) -> None:
+        """Forgets a part that cannot be trusted: says so and removes its record."""
+        log.warning(
+            "%s/%s: found %s, expected a whole part. It is made again.", self.folder.uri, self.name(number), found
+        )
+        self.rejected[number] = found
+        self.folder.delete(self.name(number))
+
+    def _verify(self, number: int, sizes: dict[str, int], complaint: Callable[[P], str | None], deep: bool) -> P | str:
         name = self.name(number)
         if sizes[name] > MAX_RECORD:
             return f"a record of {sizes[name]} bytes"
         try:
             data = self.folder.read(name)
-            part = Part.model_validate_json(data)
+            part = self.kind.model_validate_json(data)
         except FileNotFoundError:
             return "no record any more"
         except ValidationError as error:
@@ -133,7 +136,7 @@ def size_phrase(size: int | None) -> str:
     return "missing, with no bytes," if size is None else f"with {size} bytes"
 
 
-def must_be_whole(folder: Folder, parts: dict[int, Part], expected: int) -> None:
+def must_be_whole(folder: Folder, parts: Mapping[int, Part], expected: int) -> None:
     """Raises StoreError unless all parts 0 … expected - 1 are there."""
     lacking = sorted(set(range(expected)) - set(parts))
     if lacking or len(parts) != expected:

@@ -78,7 +78,12 @@ class Folder:
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
         """Bytes [start, end) of a file. Raises FileNotFoundError, or StoreError when the file is shorter."""
-        data = self.fs.cat_file(self.full(name), start=start, end=end)
+        try:
+            data = self.fs.cat_file(self.full(name), start=start, end=end)
+        except OSError as error:
+            if error_code(error) != "InvalidRange":
+                raise
+            data = b""
         if len(data) != end - start:
             raise StoreError(
                 f"{self.full(name)}: found {len(data)} bytes at {start}, expected {end - start}. "
@@ -169,7 +174,9 @@ class Folder:
         except FileNotFoundError:
             return {}
         start = len(self.fs._strip_protocol(self.uri).rstrip("/")) + 1
-        names = {path[start:]: int(info["size"] or 0) for path, info in found.items()}
+        # A bucket may list folders as objects of their own; SeaweedFS does when they are empty.
+        files = {path: info for path, info in found.items() if info["type"] == "file"}
+        names = {path[start:]: int(info["size"] or 0) for path, info in files.items()}
         return {name: size for name, size in sorted(names.items()) if TEMPORARY not in name}
 
     def children(self) -> list[str]:
@@ -178,7 +185,9 @@ class Folder:
             found = self.fs.ls(self.uri, detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted({path.rstrip("/").rsplit("/", 1)[1] for path in found})
+        itself = self.fs._strip_protocol(self.uri).rstrip("/")
+        names = {path.rstrip("/") for path in found} - {itself}
+        return sorted(name.rsplit("/", 1)[1] for name in names)
 
     def glob(self, pattern: str) -> list[str]:
         """Names of the files that match a shell pattern, sorted."""
@@ -246,6 +255,10 @@ def unwritable(uri: str, error: Exception) -> RootError:
 
 def precondition_failed(error: OSError) -> bool:
     """Whether S3 refused a conditional write because the object is there (servers differ in the error's shape)."""
+    return error_code(error) in ("PreconditionFailed", "ConditionalRequestConflict") or error.errno == errno.EEXIST
+
+
+def error_code(error: OSError) -> str:
+    """The S3 error code behind an exception of s3fs, "" when there is none."""
     response = getattr(error.__cause__, "response", None) or {}
-    code = str(response.get("Error", {}).get("Code", ""))
-    return code in ("PreconditionFailed", "ConditionalRequestConflict") or error.errno == errno.EEXIST
+    return str(response.get("Error", {}).get("Code", ""))

@@ -1,7 +1,7 @@
 """Pictures and words in, one picture out: the trained aligner behind `thinkdiff generate`.
 
-In: a pipeline spec (whose VLM, decoder and settings are used), an aligner, and the user's turn as a list of picture files
-and texts. Out: a PNG file and the VLM's words. It is the benchmark's path without the benchmark.
+In: a pipeline spec (whose VLM, decoder and settings are used), an aligner, and the user's turn as picture files and
+texts. Out: a PNG file and the VLM's words. It is the benchmark's path without the benchmark.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 from pathlib import Path
 
 from thinkdiff.schemas.aligner import AlignerCheckpoint
-from thinkdiff.schemas.artifact import Execution, Model
+from thinkdiff.schemas.artifact import Execution
 from thinkdiff.schemas.errors import InputError, SpecError
 from thinkdiff.schemas.pipeline import PipelineSpec
 
@@ -73,9 +73,9 @@ def compose(
     from PIL import Image
 
     from thinkdiff.storage.root import locate
+    from thinkdiff.tasks.alignment import TrainedAligner
     from thinkdiff.tasks.engines import open_engine
     from thinkdiff.tasks.flux import FluxDecoder
-    from thinkdiff.tasks.generate_media import load_aligner
     from thinkdiff.tasks.models import compute_device, model_path
     from thinkdiff.tasks.qwen_chat import Request
     from thinkdiff.tasks.t5_encoder import T5Encoder
@@ -89,10 +89,10 @@ def compose(
         answer = engine.generate([Request("compose", content, seed)])[0]
     rows = answer.features if media.keep_eos else answer.features[: answer.end_index]
     if not len(rows):
-        raise InputError("generate: found an empty answer of the VLM, expected words. Ask with another order or picture.")
+        raise InputError("generate: found an empty answer of the VLM, expected words. Ask in another way.")
     device = compute_device(run)
-    embeddings = load_aligner(aligner, device)(rows)
-    t5 = T5Encoder(model_path(Model(**aligner.spec["t5"]), run), device)
+    embeddings = TrainedAligner(aligner, device)(rows)
+    t5 = T5Encoder(model_path(media.t5, run), device, media.precision)
     decoder = FluxDecoder(model_path(media.decoder, run), device=device, precision=media.precision)
     made = decoder.generate(
         [embeddings], [seed], t5.empty(), media.height, media.width, media.steps, media.guidance_scale,

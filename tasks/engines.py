@@ -41,5 +41,6 @@ def open_engine(
 
     return QwenEngine(
         path, dtype=spec.compute_dtype, sampling=sampling, add_vision_id=add_vision_id, features=kinds,
-        max_images=max_images, device=run.device, max_num_seqs=run.max_num_seqs, log=log,
+        max_images=max_images, device=run.device, max_num_seqs=run.max_num_seqs,
+        threads=run.threads or None, log=log,
     )  # fmt: skip

@@ -109,7 +109,7 @@ def extract_features(work: Work, spec: FeatureSpec, images: ImageSet | None) -> 
     elif images is not None:
         source = CaptionQuestions(spec, spec.prompts, images)
     else:
-        raise InputError("extract_features: found no images, expected the artifact of fetch_images for captioning prompts.")
+        raise InputError("extract_features: found no images, expected those of fetch_images for captioning prompts.")
     questions = source.plan()
     if not questions:
         raise InputError("extract_features: found no picture to ask about, expected at least one that was fetched.")

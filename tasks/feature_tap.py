@@ -2,14 +2,15 @@
 
 `vllm.LLM(worker_cls="thinkdiff.tasks.feature_tap.FeatureCPUWorker" | "...FeatureGPUWorker",
           additional_config={"features": {"max_tokens": 64}})`, then per request
-`SamplingParams(n=1, extra_args={"feature_key": <unique>, "feature_kinds": ["generated", "input"]})`, and after the
-requests have ended `llm.collective_rpc("take_features", args=(keys,))`.
+`SamplingParams(n=1, extra_args={"feature_key": <unique>, "feature_kinds": ["generated", "input"]})`, and
+after the requests have ended `llm.collective_rpc("take_features", args=(keys,))`.
 
-Between `execute_model` and `sample_tokens` the model runner holds the states of all tokens of the step, after the
-final norm. The state at position p predicts token p + 1, so generated token i owns position prompt_length - 1 + i.
-Rows are written by absolute position and never appended: positions that come round again (after a preemption, say)
-overwrite themselves, and chunked prompts need no care. Works with vLLM's model runners V1 (CPU) and V2 (GPU) on one
-device. Names that vLLM does not promise are used; `check_internals` looks for them when the model is loaded.
+Between `execute_model` and `sample_tokens` the model runner holds the states of all tokens of the step, after
+the final norm. The state at position p predicts token p + 1, so generated token i owns position
+prompt_length - 1 + i. Rows are written by absolute position and never appended: positions that come round again
+(after a preemption, say) overwrite themselves, and chunked prompts need no care. Works with vLLM's model runners
+V1 (CPU) and V2 (GPU) on one device. Names that vLLM does not promise are used; `check_internals` looks for them
+when the model is loaded.
 
 Shapes: S slots, T generated tokens at most, D hidden size, N tokens of a step.
 """
@@ -22,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+
 from thinkdiff.schemas.errors import EngineError
 
 if TYPE_CHECKING:
@@ -32,7 +34,8 @@ else:
 TESTED = "0.32 on CPU; 0.33 was read but not run"
 EXPECTED = {
     "SchedulerOutput": {
-        "scheduled_new_reqs", "scheduled_cached_reqs", "num_scheduled_tokens", "finished_req_ids", "preempted_req_ids",
+        "scheduled_new_reqs", "scheduled_cached_reqs", "num_scheduled_tokens", "finished_req_ids",
+        "preempted_req_ids",
     },
     "NewRequestData": {"req_id", "prompt_token_ids", "num_computed_tokens", "sampling_params"},
     "CachedRequestData": {"req_ids", "num_computed_tokens"},
@@ -72,8 +75,8 @@ class FeatureTap(Worker):
         super().load_model(*args, **kwargs)
         self._v2: bool = self.vllm_config.use_v2_model_runner
         check_internals(self)
-        options = (self.vllm_config.additional_config or {})["features"]
-        self._limit: int = options["max_tokens"]
+        additional: Any = self.vllm_config.additional_config
+        self._limit: int = additional["features"]["max_tokens"]
         slots = self.scheduler_config.max_num_seqs + 8
         shape = (slots, self._limit, self.model_config.get_hidden_size())
         self._buffer_STD = torch.empty(shape, dtype=self.model_config.dtype, device=self.device)
@@ -103,8 +106,6 @@ class FeatureTap(Worker):
             if aside:
                 self.model_runner.input_batch.generators.update(aside)
 
-    # -- what the scheduler says ---------------------------------------------------------------------------------
-
     def _read_schedule(self, scheduled: Any) -> None:
         """Note which positions each live request computes in this step; begin and end requests."""
         for request_id in scheduled.finished_req_ids:  # ended and aborted ones
@@ -114,7 +115,8 @@ class FeatureTap(Worker):
         for new in scheduled.scheduled_new_reqs:
             starts[new.req_id] = new.num_computed_tokens
             extra = (new.sampling_params.extra_args if new.sampling_params else None) or {}
-            if "feature_key" in extra and new.req_id not in self._live:  # V2 announces a resumed request again
+            # V2 announces a resumed request again
+            if "feature_key" in extra and new.req_id not in self._live:
                 self._live[new.req_id] = self._begin(new, extra)
         cached = scheduled.scheduled_cached_reqs
         starts.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
@@ -133,8 +135,7 @@ class FeatureTap(Worker):
         limit = min(self._limit, new.sampling_params.max_tokens) if "generated" in kinds else 0
         request = LiveRequest(extra["feature_key"], len(new.prompt_token_ids), limit, self._free.pop())
         if "input" in kinds:
-            shape = (request.prompt_length, self._buffer_STD.shape[2])
-            request.inputs_ND = torch.empty(shape, dtype=self._buffer_STD.dtype, device=self._buffer_STD.device)
+            request.inputs_ND = self._buffer_STD.new_empty(request.prompt_length, self._buffer_STD.shape[2])
         return request
 
     def _end(self, request_id: str) -> None:
@@ -145,26 +146,24 @@ class FeatureTap(Worker):
         taken = TakenRows(to_host(rows_TD), None, request.input_rows)
         if request.inputs_ND is not None:
             taken.inputs_ND = to_host(request.inputs_ND)
-        if rows_TD.is_cuda:  # copies are ordered by the stream, so the slot may be given to the next request at once
+        if rows_TD.is_cuda:  # the stream orders copies, so the next request may have the slot at once
             taken.ready = torch.cuda.Event()
             taken.ready.record()
         self._ended[request.key] = taken
         self._free.append(request.slot)
 
-    # -- what the model computed ---------------------------------------------------------------------------------
-
     def _batch(self, state: Any) -> Iterator[tuple[LiveRequest, int, int, int]]:
-        """(request, first position, end position, its first row in the step's states) of each live request."""
+        """(request, first position, end position, its first row among the step's states), live ones only."""
         runner: Any = self.model_runner
         batch = state.input_batch if self._v2 else runner.input_batch
         first_rows = (batch.query_start_loc_np if self._v2 else runner.query_start_loc.np).tolist()
         for i, request_id in enumerate(batch.req_ids):
-            span = self._span.get(request_id)
-            if span is None:
+            span, request = self._span.get(request_id), self._live.get(request_id)
+            if span is None or request is None:
                 continue
             if first_rows[i + 1] - first_rows[i] != span[1] - span[0]:
-                raise EngineError(f"feature tap: {request_id} is out of step with vLLM's batch. Please report this.")
-            yield self._live[request_id], *span, first_rows[i]
+                raise EngineError(f"feature tap: found {request_id} out of step with vLLM's batch. Report this.")
+            yield request, *span, first_rows[i]
 
     def _copy_rows(self, state: Any) -> None:
         states_ND: torch.Tensor = state.hidden_states
@@ -172,16 +171,17 @@ class FeatureTap(Worker):
         slot: list[int] = []
         column: list[int] = []
         for request, begin, end, row in self._batch(state):
-            if request.inputs_ND is not None and begin <= request.input_rows < min(end, request.prompt_length):
-                a, b = request.input_rows, min(end, request.prompt_length)
+            a, b = request.input_rows, min(end, request.prompt_length)
+            if request.inputs_ND is not None and begin <= a < b:
                 request.inputs_ND[a:b] = states_ND[row + a - begin : row + b - begin]
                 request.input_rows = b
             last = request.prompt_length - 1
-            first, beyond = max(begin - last, 0), min(end - last, request.limit)  # async scheduling may run one over
+            # async scheduling may run one position beyond the limit
+            first, beyond = max(begin - last, 0), min(end - last, request.limit)
             if first >= beyond:
                 continue
             if first > request.rows:
-                raise EngineError(f"feature tap: found row {first} of {request.key!r} after {request.rows} rows.")
+                raise EngineError(f"feature tap: found row {first} of {request.key!r}, expected {request.rows}.")
             self._count["recomputed"] += min(request.rows, beyond) - first
             request.rows = max(request.rows, beyond)
             for i in range(first, beyond):
@@ -197,10 +197,10 @@ class FeatureTap(Worker):
         self._count["steps"] += 1
 
     def _set_generators_aside(self) -> dict[int, torch.Generator]:
-        """Take away the generators of requests whose prompt is not read to its end (their sample is thrown away).
+        """Take away the generators of requests whose prompt is not read to its end (their sample is discarded).
 
-        V1 rewinds such a generator by its offset, which CPU generators do not have (vLLM 0.32 raises "CPU Generator
-        does not use offset"). Without one the discarded token is drawn from the global generator.
+        V1 rewinds such a generator by its offset, which CPU generators do not have (vLLM 0.32 raises "CPU
+        Generator does not use offset"). Without one the discarded token is drawn from the global generator.
         """
         runner: Any = self.model_runner
         generators: dict[int, torch.Generator] = runner.input_batch.generators
@@ -209,12 +209,10 @@ class FeatureTap(Worker):
         partial = runner.discard_request_mask.np[: runner.input_batch.num_reqs].nonzero()[0].tolist()
         return {i: generators.pop(i) for i in partial if i in generators}
 
-    # -- calls from outside --------------------------------------------------------------------------------------
-
     def take_features(self, keys: Sequence[str]) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
         """Return and forget (generated rows, input rows or None) of each key. Requests may not be in flight.
 
-        There may be one row more than tokens (async scheduling). Input rows are None where they are not complete.
+        There may be one row more than tokens (async scheduling). Incomplete input rows are None.
         """
         wanted = set(keys)
         for request_id in [i for i, request in self._live.items() if request.key in wanted]:
@@ -249,10 +247,10 @@ def check_internals(worker: Any) -> None:
     from vllm.v1.core.sched import output
 
     if worker.vllm_config.speculative_config is not None:
-        raise EngineError("feature tap: found speculative decoding, expected none. It breaks one row per token; drop it.")
+        raise EngineError("feature tap: found speculative decoding, expected one row per token. Turn it off.")
     devices = worker.parallel_config.world_size
     if devices != 1:
-        raise EngineError(f"feature tap: found {devices} devices per engine, expected 1. Start one engine per device.")
+        raise EngineError(f"feature tap: found {devices} devices, expected 1. Start one engine per device.")
     if worker.vllm_config.use_v2_model_runner:
         from vllm.v1.worker.gpu.model_runner import ExecuteModelState
 
@@ -267,17 +265,18 @@ def check_internals(worker: Any) -> None:
     }
     found[state] = set(ExecuteModelState._fields)
     missing = [f"{name}.{field}" for name in found for field in sorted(EXPECTED[name] - found[name])]
-    needed = ("execute_model_state",) if runner == "V2" else ("execute_model_state", "query_start_loc", "input_batch")
+    more = () if runner == "V2" else ("query_start_loc", "input_batch", "discard_request_mask")
+    needed = ("execute_model_state", *more)
     missing += [f"model runner {runner}.{name}" for name in needed if not hasattr(worker.model_runner, name)]
     if missing:
         raise EngineError(
-            f"feature tap: found vLLM {vllm.__version__} without {', '.join(missing)}, expected them. The tap reads "
-            f"names that vLLM does not promise (tested: {TESTED}). Install a tested vLLM."
+            f"feature tap: found vLLM {vllm.__version__} without {', '.join(missing)}, expected them. The tap "
+            f"reads names that vLLM does not promise (tested: {TESTED}). Install a tested vLLM."
         )
 
 
 def __getattr__(name: str) -> Any:
-    """FeatureCPUWorker and FeatureGPUWorker, made on first use: vLLM wants a dotted name, and its import is heavy."""
+    """FeatureCPUWorker and FeatureGPUWorker, made on first use: vLLM wants a dotted name and is heavy."""
     if name == "FeatureCPUWorker":
         from vllm.v1.worker.cpu_worker import CPUWorker as Base
     elif name == "FeatureGPUWorker":

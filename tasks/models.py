@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 from thinkdiff.schemas.artifact import Execution, Model
 from thinkdiff.schemas.errors import ModelError, SpecError
@@ -64,7 +66,9 @@ def hidden_size(path: str | Path) -> int:
     config = json.loads(Folder.at(str(path)).read("config.json"))
     width = config.get("text_config", {}).get("hidden_size") or config.get("hidden_size")
     if not isinstance(width, int):
-        raise ModelError(f"model {path}: found no hidden_size in config.json, expected a language model's configuration.")
+        raise ModelError(
+            f"model {path}: found no hidden_size in config.json, expected a language model's configuration."
+        )
     return width
 
 
@@ -79,16 +83,20 @@ def require_files(path: str | Path, patterns: Sequence[str]) -> None:
 
 
 @contextmanager
-def loading(path: str | Path) -> Iterator[None]:
-    """Turns what a library raises over an unreadable model into one ModelError.
+def loading(path: str | Path, library: Literal["transformers", "diffusers"] = "transformers") -> Iterator[None]:
+    """Turns what a library raises over an unreadable model into one ModelError, and keeps its chatter down.
 
-    Import transformers and diffusers inside: torchvision is prepared before, which they import in turn.
+    Import the library inside: torchvision, which it imports in turn, is prepared before.
     """
     from safetensors import SafetensorError
 
     from thinkdiff.tasks.qwen_engine import prepare_torchvision
 
     prepare_torchvision()
+    logging = importlib.import_module(f"{library}.utils.logging")
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -99,6 +107,26 @@ def loading(path: str | Path) -> Iterator[None]:
             f"model {path}: found it not loadable ({type(error).__name__}: {reason:.200}), expected a whole "
             "model of the right kind. Copy or fetch it again, or name another."
         ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def complete(path: str | Path, loaded: Any) -> Any:
+    """The model of `from_pretrained(..., output_loading_info=True)`.
+
+    Raises ModelError when the folder lacked some of its weights: the libraries draw those at random instead.
+    """
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"model {path}: found no weights for {missing[0]} ({len(missing)} missing in all), expected all "
+            f"of a {type(model).__name__}. It is another kind of model, or is not whole; name or fetch the "
+            "right one."
+        )
+    return model
 
 
 def compute_device(run: Execution) -> str:
@@ -128,9 +156,7 @@ def _is_relative(name: str) -> bool:
 
 def _check_revision(model: Model, folder: Path) -> None:
     if not any(folder.iterdir()):
-        raise ModelError(
-            f"model {model.name}: found {folder} empty, expected a model's files in it. Fetch it again."
-        )
+        raise ModelError(f"model {model.name}: found {folder} empty, expected a model's files in it. Fetch it again.")
     if model.revision is None or not model.revision.startswith(DIGEST):
         return
     found = folder_revision(folder)

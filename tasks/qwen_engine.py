@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
 import logging
 import os
 import signal
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
+
 from thinkdiff.schemas.errors import EngineError, InputError, ModelError
 from thinkdiff.schemas.features import TokenKind
 from thinkdiff.tasks.qwen_chat import Generation, Request, Sampling, check_requests
@@ -65,10 +67,10 @@ class QwenEngine:
 
     model_path: a local folder (then nothing is fetched) or a hub name with its `revision`. max_images: pictures per
     request at most. Execution only: max_num_seqs (requests decoded together), max_model_len (prompt plus generated
-    tokens), kv_cache_gib (None: 1 GiB on a CPU, vLLM's own measure on a GPU), prefix_caching (off when input features
-    are asked for, which a cached prefix would lack), threads (OpenMP threads on a CPU), vllm (further keyword
-    arguments for `vllm.LLM`). log receives each line that the child prints; by default lines become warnings of this
-    module's logger.
+    tokens), kv_cache_gib (None: on a CPU what the requests need and at most 1 GiB, on a GPU vLLM's own measure),
+    prefix_caching (off when input features are asked for, which a cached prefix would lack), threads (OpenMP threads
+    on a CPU), vllm (further keyword arguments for `vllm.LLM`). log receives each line that the child prints; by
+    default lines become warnings of this module's logger.
 
     Raises ModelError when the folder lacks a file, EngineError when vLLM does not start, is not of a supported
     version, or dies.
@@ -178,7 +180,7 @@ class QwenEngine:
 
     def _ask(self, message: Any) -> Any:
         if self._child is None:
-            raise EngineError("Qwen engine: found it closed, expected it open. Use it inside of `with QwenEngine(...)`.")
+            raise EngineError("Qwen engine: found it closed, expected it open. Use it in `with QwenEngine(...)`.")
         try:
             self._connection.send(message)
             error, answer = self._connection.recv()
@@ -234,15 +236,40 @@ def check_model(model_path: str | os.PathLike[str]) -> None:
         "config.json": ("config.json",),
         "weights (*.safetensors)": ("*.safetensors",),
         "tokenizer_config.json": ("tokenizer_config.json",),
-        "a tokenizer (tokenizer.json or vocab.json)": ("tokenizer.json", "vocab.json"),
-        "an image processor (processor_config.json or preprocessor_config.json)": ("*processor_config.json",),
+        "tokenizer (tokenizer.json or vocab.json)": ("tokenizer.json", "vocab.json"),
+        "image processor (processor_config.json or preprocessor_config.json)": ("*processor_config.json",),
     }
-    for name, patterns in wanted.items():
-        if not any(next(folder.glob(pattern), None) for pattern in patterns):
+    missing = [name for name, patterns in wanted.items() if not any(next(folder.glob(p), None) for p in patterns)]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        named = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        missing += [name for name in named if not (folder / name).is_file()]
+    for name in missing:
+        raise ModelError(
+            f"model folder {folder}: found no {name}, expected a whole Qwen2-VL checkpoint. A copy or download may "
+            "have been cut short. Fetch or build the model again."
+        )
+    for weights in sorted(folder.glob("*.safetensors")):
+        found, expected = weights.stat().st_size, weights_size(weights)
+        if found != expected:
             raise ModelError(
-                f"model folder {folder}: found no {name}, expected a whole Qwen2-VL checkpoint. "
-                "A copy or download may have been cut short. Fetch or build the model again."
+                f"model weights {weights}: found {found} bytes, expected {expected or 'a safetensors header'}. A copy "
+                "may have been cut short, or be a Git LFS pointer. Fetch or build the model again."
             )
+
+
+def weights_size(path: Path) -> int | None:
+    """The size that a safetensors file should have by its own header; None where there is no header."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length < path.stat().st_size:
+            return None
+        try:
+            tensors: dict[str, Any] = json.loads(file.read(length))
+        except ValueError:
+            return None
+    ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
+    return 8 + length + max(ends, default=0)
 
 
 def to_numpy(rows: torch.Tensor) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The report's questions with their pictures: which ones are shown, and each one as a card.
 
-In: prompts, verdicts and picture bytes. Out: HTML with the pictures inlined. The choice is made by a hash of the prompts'
-names, so nobody picked what looks good. Pictures and texts are a stranger's: what does not decode is left blank.
+In: prompts, verdicts and picture bytes. Out: HTML with the pictures inlined. The choice is made by a hash of the
+prompts' names, so nobody picked what looks good. Pictures and texts are a stranger's: what does not decode stays blank.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from thinkdiff.tasks.cobsat import Prompt
@@ -94,7 +94,7 @@ def image(data: bytes | None, says: str) -> Html:
     return tag("img", src=source, alt=says, class_="small" if small else None, loading="lazy")
 
 
-def card(example: Example, names: dict[str, str]) -> Html:
+def card(example: Example, names: Mapping[str, str]) -> Html:
     """One question: demonstrations and query, what each method drew, what the VLM said."""
     prompt = example.prompt
     pair = " · held-out pair" if prompt.held_out else ""
@@ -119,6 +119,31 @@ def card(example: Example, names: dict[str, str]) -> Html:
     )
 
 
+def hero(examples: Iterable[Example]) -> Html | None:
+    """One question large, as a picture of what is asked: the first of 2 shots that the aligned route got right."""
+    right = [
+        (example, item) for example in examples for item in example.answers if item.method == "aligned" and item.right
+    ]
+    if not right:
+        return None
+    example, drawn = min(right, key=lambda pair: pair[0].prompt.shots)
+    shown = [
+        tag("figure", image(data, f"demonstration: {word}"), tag("figcaption", word)) for word, data in example.demos
+    ]
+    query = tag("div", "?", class_="query", role="img", aria_label="the picture that is asked for")
+    result = tag("figure", image(drawn.picture, f"drawn: {drawn.seen}"), tag("figcaption", "drawn"), class_="drawn")
+    strip = tag(
+        "div",
+        *shown,
+        tag("figure", query, tag("figcaption", example.prompt.query)),
+        tag("div", "→", class_="arrow", aria_hidden="true"),
+        result,
+        class_="hero",
+    )
+    said = f"One of the questions below, answered rightly: {example.expected}."
+    return join([strip, tag("p", said, class_="soft")])
+
+
 def answer(item: Answer, name: str) -> Html:
     """A generated picture with the judge's verdict and words."""
     verdict = "right" if item.right else "wrong"
@@ -128,6 +153,6 @@ def answer(item: Answer, name: str) -> Html:
     return tag("figure", frame, words, class_=verdict)
 
 
-def cards(examples: Iterable[Example], names: dict[str, str]) -> Html:
+def cards(examples: Iterable[Example], names: Mapping[str, str]) -> Html:
     """All questions in a grid."""
     return tag("div", join(card(example, names) for example in examples), class_="cards")

@@ -33,7 +33,7 @@ def join(children: Iterable[Child], between: str = "") -> Html:
     return Html(text(between).join(text(child) for child in children))
 
 
-def tag(name: str, *children: Child, **attributes: str | int | bool | None) -> Html:
+def tag(name: str, /, *children: Child, **attributes: str | int | bool | None) -> Html:
     """An element. `class_` stands for class, `data_x` for data-x; None and False leave an attribute out."""
     written = "".join(
         f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{html.escape(str(value))}"')
@@ -57,6 +57,9 @@ def table(head: Iterable[Child], rows: Iterable[Iterable[Child]], class_: str = 
     return tag("div", whole, class_="scroll", tabindex=0)
 
 
+BREAK = tag("br")
+
+
 def percent(share: float, digits: int = 1) -> str:
     """A share as a number of percent, without the sign."""
     return f"{100 * share:.{digits}f}"
@@ -70,3 +73,10 @@ def points(difference: float) -> str:
 def plural(count: int, noun: str) -> str:
     """`1 seed`, `1,000 steps`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def grid(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A markdown table; a bar in a cell would end it."""
+    lines = [[str(cell).replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

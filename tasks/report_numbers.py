@@ -21,7 +21,9 @@ T_975 = (
 ENOUGH_SEEDS = 5
 
 # ThinkDiff-LVLM in arXiv 2502.10458v1, Tables 1 and 2, tasks in the order of the paper's columns.
-PAPER_TASKS = tuple(f"{kind}-{version}" for version in ("I", "II") for kind in ("Color", "Background", "Style", "Action", "Texture"))
+PAPER_TASKS = tuple(
+    f"{kind}-{version}" for version in ("I", "II") for kind in ("Color", "Background", "Style", "Action", "Texture")
+)
 PAPER_ACCURACY: Mapping[int, tuple[float, ...]] = {
     2: (0.622, 0.349, 0.237, 0.459, 0.290, 0.511, 0.534, 0.340, 0.534, 0.292),
     4: (0.638, 0.362, 0.254, 0.434, 0.317, 0.610, 0.590, 0.432, 0.664, 0.332),
@@ -32,8 +34,39 @@ BASE = "aligned"
 
 
 @dataclass(frozen=True)
+class Cell:
+    """An accuracy with its interval, what it was counted from, and the shares of right things and of right values."""
+
+    accuracy: float
+    low: float
+    high: float
+    right: int
+    pictures: int
+    thing: float
+    value: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A scorecard as the report reads it: cells by method, shots and group.
+
+    A group is a task, "mean" (the plain mean of the tasks), "seen" or "held-out" (pairs).
+    """
+
+    methods: tuple[str, ...]
+    shots: tuple[int, ...]
+    tasks: tuple[str, ...]
+    confidence: float
+    cells: Mapping[tuple[str, int, str], Cell]
+
+    def cell(self, method: str, shots: int, group: str = "mean") -> Cell | None:
+        """One accuracy, or None when nothing was scored there."""
+        return self.cells.get((method, shots, group))
+
+
+@dataclass(frozen=True)
 class Mean:
-    """The mean over seeds, and its 95 % interval where there are at least two."""
+    """The mean over seeds, and its 95% interval where there are at least two."""
 
     mean: float
     low: float | None
@@ -45,11 +78,12 @@ class Mean:
 class Condition:
     """One cell of an ablation: an aligner's change, a decoder, and the accuracies of its seeds.
 
-    `by_seed[seed][shots]` maps each task, and "mean", to an accuracy.
+    `by_seed[seed][shots]` maps each task, and "mean", to an accuracy; `questions` counts the prompts by shots.
     """
 
     name: str
     by_seed: Mapping[int, Mapping[int, Mapping[str, float]]]
+    questions: Mapping[int, int]
 
     @property
     def change(self) -> str:
@@ -63,7 +97,8 @@ class Condition:
 
     def values(self, shots: int, task: str = "mean") -> list[float]:
         """The accuracies of the seeds, in the order of the seeds."""
-        return [self.by_seed[seed][shots][task] for seed in sorted(self.by_seed) if shots in self.by_seed[seed]]
+        found = [self.by_seed[seed].get(shots, {}).get(task) for seed in sorted(self.by_seed)]
+        return [value for value in found if value is not None]
 
 
 @dataclass(frozen=True)
@@ -77,7 +112,7 @@ class Difference:
 
 
 def mean_interval(values: Sequence[float]) -> Mean:
-    """The mean of a sample and its 95 % interval by Student's t."""
+    """The mean of a sample and its 95% interval by Student's t."""
     mean, count = statistics.fmean(values), len(values)
     if count < 2:
         return Mean(mean, None, None, count)
@@ -86,13 +121,30 @@ def mean_interval(values: Sequence[float]) -> Mean:
     return Mean(mean, mean - half, mean + half, count)
 
 
-def conditions(named: Mapping[str, Mapping[int, Mapping[str, float]]]) -> list[Condition]:
-    """Groups `condition, seed N` by condition, in the order in which conditions first come."""
-    grouped: dict[str, dict[int, Mapping[int, Mapping[str, float]]]] = {}
+def conditions(named: Mapping[str, Scores], method: str = "aligned") -> list[Condition]:
+    """Groups scorecards named `condition, seed N` by condition, in the order in which conditions first come."""
+    grouped: dict[str, dict[int, Scores]] = {}
     for key, scores in named.items():
         name, _, seed = key.rpartition(", seed ")
         grouped.setdefault(name or key, {})[int(seed) if name and seed.isdigit() else 0] = scores
-    return [Condition(name, by_seed) for name, by_seed in grouped.items()]
+    made = []
+    for name, cards in grouped.items():
+        by_seed = {seed: accuracies(scores, method) for seed, scores in cards.items()}
+        first = next(iter(cards.values()))
+        questions = {n: cell.pictures for n in first.shots if (cell := first.cell(method, n)) is not None}
+        made.append(Condition(name, by_seed, questions))
+    return made
+
+
+def accuracies(scores: Scores, method: str) -> dict[int, dict[str, float]]:
+    """One method's accuracies by shots and task, the mean of the tasks last."""
+    return {
+        shots: {
+            group: cell.accuracy for group in (*scores.tasks, "mean") if (cell := scores.cell(method, shots, group))
+        }
+        for shots in scores.shots
+        if scores.cell(method, shots) is not None
+    }
 
 
 def differences(found: Sequence[Condition]) -> list[Difference]:
@@ -131,7 +183,9 @@ def reading(difference: Difference) -> str:
     says = "better" if low > 0 else "worse" if high < 0 else "undecided"
     few = "" if difference.gain.seeds >= ENOUGH_SEEDS else f" (only {difference.gain.seeds} seeds)"
     if difference.paper is None:
-        return {"better": "worse than aligned", "worse": "better than aligned", "undecided": "no clear difference"}[says] + few
+        return {"better": "worse than aligned", "worse": "better than aligned", "undecided": "no clear difference"}[
+            says
+        ] + few
     return {
         "better": "worse than aligned, as in the paper",
         "worse": "better than aligned, against the paper",

@@ -1,20 +1,23 @@
 """The report's drawings: bars with intervals, seeds as dots, loss curves. Numbers in, HTML and SVG out.
 
-Positions are percentages and labels are HTML above a stretched SVG, so that a drawing fits any width with letters of one
-size; colours come from the style sheet, so that it fits light and dark. The same numbers give the same bytes.
+Positions are percentages and labels are HTML above a stretched SVG, so that a drawing fits any width with letters of
+one size; colours come from the style sheet, so that it fits light and dark. The same numbers give the same bytes.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from thinkdiff.tasks.report_markup import Html, join, percent, tag
+from thinkdiff.tasks.report_numbers import Cell, Mean
 
 DRAWN_POINTS = 500
 SMOOTH_SHARE = 40  # the training curve's running mean spans this fraction of the steps
 LABEL_HEIGHT = 11.0  # percent of a plot's height that an end label takes
+LOWEST_LABEL = 94.0
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,7 @@ class Bar:
 
     name: str
     note: str
-    share: float
-    low: float
-    high: float
+    cell: Cell
     main: bool = False
 
 
@@ -35,9 +36,7 @@ class Dots:
 
     name: str
     values: tuple[float, ...]
-    mean: float
-    low: float | None
-    high: float | None
+    over: Mean
     main: bool = False
     paper: float | None = None
 
@@ -65,19 +64,17 @@ def row(name: Html, track: Iterable[Html], value: Html, main: bool) -> Html:
 
 def bars(title: str, rows: Iterable[Bar], chance: float) -> Html:
     """Accuracies below one another, each with its interval; chance is a dotted line through all."""
-    drawn = [
-        row(
-            join([bar.name, tag("small", bar.note) if bar.note else None]),
-            [
-                mark("fill", f"width:{100 * bar.share:.2f}%"),
-                mark("whisker", span(bar.low, bar.high)),
-                mark("chance", at(chance)),
-            ],
-            join([f"{percent(bar.share)} %", tag("small", f"{percent(bar.low)} – {percent(bar.high)}")]),
-            bar.main,
-        )
-        for bar in rows
-    ]
+    drawn = []
+    for bar in rows:
+        cell = bar.cell
+        track = [
+            mark("fill", f"width:{100 * cell.accuracy:.2f}%"),
+            mark("whisker", span(cell.low, cell.high)),
+            mark("chance", at(chance)),
+        ]
+        name = join([bar.name, tag("small", bar.note) if bar.note else None])
+        value = join([f"{percent(cell.accuracy)}%", tag("small", f"{percent(cell.low)} – {percent(cell.high)}")])
+        drawn.append(row(name, track, value, bar.main))
     return tag("div", tag("h3", title), *drawn, axis(), class_="chart")
 
 
@@ -85,26 +82,23 @@ def dots(title: str, rows: Iterable[Dots], chance: float) -> Html:
     """Conditions below one another: a dot for each seed, a line at the mean, a band for its interval."""
     drawn = []
     for item in rows:
+        over, between = item.over, "one seed"
         track = [mark("chance", at(chance))]
-        if item.low is not None and item.high is not None:
-            track.append(mark("range", span(item.low, item.high)))
+        if over.low is not None and over.high is not None:
+            track.append(mark("range", span(over.low, over.high)))
+            between = f"{percent(max(over.low, 0))} – {percent(min(over.high, 1))}"
         track += [mark("dot", at(value)) for value in sorted(item.values)]
-        track.append(mark("mean", at(item.mean)))
+        track.append(mark("mean", at(over.mean)))
         if item.paper is not None:
             track.append(mark("paper", at(item.paper)))
-        between = (
-            "one seed"
-            if item.low is None or item.high is None
-            else f"{percent(max(item.low, 0))} – {percent(min(item.high, 1))}"
-        )
-        value = join([f"{percent(item.mean)} %", tag("small", between)])
+        value = join([f"{percent(over.mean)}%", tag("small", between)])
         drawn.append(row(join([item.name]), track, value, item.main))
     return tag("div", tag("h3", title), *drawn, axis(), class_="chart")
 
 
 def axis() -> Html:
-    """0 to 100 % below the tracks."""
-    marks = [tag("span", f"{tick} %" if tick == 100 else tick, style=f"left:{tick}%") for tick in (0, 25, 50, 75, 100)]
+    """0 to 100% below the tracks."""
+    marks = [tag("span", f"{tick}%" if tick == 100 else tick, style=f"left:{tick}%") for tick in (0, 25, 50, 75, 100)]
     track = tag("div", *marks, class_="track")
     return tag("div", tag("span"), track, tag("span"), class_="row axis", aria_hidden="true")
 
@@ -148,7 +142,7 @@ def curves(training: Sequence[float], validation: Sequence[Sequence[float]]) -> 
     ]
     labels = [tag("span", f"{tick:g}", class_="y", style=f"top:{y(tick) / 10:.2f}%") for tick in ticks]
     labels += [
-        tag("span", f"{number:,}" + (" steps" if number == steps else ""), class_="x", style=f"left:{x(number) / 10:.2f}%")
+        tag("span", f"{number:,}", class_="x", style=f"left:{x(number) / 10:.2f}%")
         for number in dict.fromkeys(round(steps * quarter / 4) for quarter in range(5))
     ]
     ends = [("training", smooth[-1][1], "end")]
@@ -161,24 +155,24 @@ def curves(training: Sequence[float], validation: Sequence[Sequence[float]]) -> 
 
 
 def end_labels(ends: list[tuple[str, float, float, str]]) -> list[Html]:
-    """The names of the curves at their right ends, moved apart where they would touch."""
-    placed: list[Html] = []
-    last = -100.0
-    for name, loss, top, class_ in sorted(ends, key=lambda end: end[2]):
-        last = max(top, last + LABEL_HEIGHT)
-        words = join([name, tag("br"), f"{loss:.3f}"])
-        placed.append(tag("span", words, class_=class_, style=f"top:{last:.2f}%"))
-    return placed
+    """The names of the curves at their right ends, moved apart where they would touch and up where they would leave."""
+    ordered = sorted(ends, key=lambda end: end[2])
+    tops = [end[2] for end in ordered]
+    for i in range(1, len(tops)):
+        tops[i] = max(tops[i], tops[i - 1] + LABEL_HEIGHT)
+    over = max(tops[-1] - LOWEST_LABEL, 0.0)
+    return [
+        tag("span", name, tag("br"), f"{loss:.3f}", class_=class_, style=f"top:{top - over:.2f}%")
+        for (name, loss, _, class_), top in zip(ordered, tops, strict=True)
+    ]
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
-    """The mean of the last few values at every place; the window is a fraction of the whole."""
-    window = max(1, len(values) // SMOOTH_SHARE)
-    sums, total = [], 0.0
-    for i, value in enumerate(values):
-        total += value - (values[i - window] if i >= window else 0.0)
-        sums.append(total / min(i + 1, window))
-    return sums
+    """The mean of the values around every place; the window is a fraction of the whole and smaller near the ends."""
+    half = len(values) // SMOOTH_SHARE // 2
+    sums = [0.0, *itertools.accumulate(values)]
+    reach = [min(half, i, len(values) - 1 - i) for i in range(len(values))]
+    return [(sums[i + r + 1] - sums[i - r]) / (2 * r + 1) for i, r in enumerate(reach)]
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = DRAWN_POINTS) -> list[tuple[float, float]]:

@@ -31,7 +31,7 @@ code { background: var(--wash); padding: .1em .35em; border-radius: 4px; overflo
 pre { background: var(--wash); padding: 1rem; border-radius: 8px; overflow: auto; max-height: 26rem; }
 section { margin-top: 4.2rem; border-top: 1px solid var(--line); padding-top: 1.8rem; }
 .eyebrow { color: var(--soft); font-size: .875rem; margin: 0 0 .9rem; }
-.lede { font: 1.3rem/1.5 var(--serif); max-width: 42rem; margin: 1.3rem 0 0; }
+.lede { font: 1.3rem/1.5 var(--serif); max-width: 45rem; text-wrap: pretty; margin: 1.3rem 0 0; }
 .lede b { color: var(--accent); font-weight: 600; white-space: nowrap; }
 .soft { color: var(--soft); }
 nav { margin-top: 1.8rem; display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; font-size: .9375rem; }
@@ -39,10 +39,22 @@ nav a { text-decoration: none; }
 nav a:hover, nav a:focus-visible { text-decoration: underline; }
 .two { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 0 3.5rem; }
 
+/* one question at the top */
+.hero { display: flex; flex-wrap: wrap; gap: .9rem; margin-top: 2.2rem; align-items: flex-start; }
+.hero figure { width: 108px; }
+.hero figcaption { font-size: .875rem; text-align: center; margin-top: .45rem; }
+.hero .drawn img { outline: 3px solid var(--accent); outline-offset: 0; }
+.hero .drawn figcaption { color: var(--accent); font-weight: 650; }
+.hero .arrow { height: 108px; display: grid; place-items: center; color: var(--soft); font-size: 1.5rem; }
+.hero + p { font-size: .875rem; }
+
 /* bars and dots: a name, a track from 0 to 100 %, a value */
 .chart { margin: 1.2rem 0 0; font-variant-numeric: tabular-nums; }
 .chart h3 { margin: 0 0 .6rem; }
-.row { display: grid; grid-template-columns: 8.2rem minmax(0, 1fr) 5.6rem; gap: .9rem; align-items: center; padding: .42rem 0; }
+.row {
+  display: grid; grid-template-columns: 8.2rem minmax(0, 1fr) 5.6rem; gap: .9rem; align-items: center;
+  padding: .42rem 0;
+}
 .row .name { line-height: 1.25; font-size: .9375rem; }
 .row .name small, .row .value small { display: block; line-height: 1.3; }
 .row .value { text-align: right; font-size: 1.0625rem; line-height: 1.2; }
@@ -52,25 +64,41 @@ nav a:hover, nav a:focus-visible { text-decoration: underline; }
 .track i { position: absolute; display: block; }
 .track .fill { left: 0; top: 0; bottom: 0; background: var(--bar); border-radius: 3px; }
 .main .fill { background: var(--accent); }
-.track .whisker { top: 6px; height: 2px; background: var(--ink); }
-.track .whisker::before, .track .whisker::after { content: ""; position: absolute; width: 2px; height: 8px; top: -3px; background: var(--ink); }
+.track .whisker { top: 6px; height: 2px; background: var(--ink); box-shadow: 0 0 0 1px var(--paper); }
+.track .whisker::before, .track .whisker::after {
+  content: ""; position: absolute; width: 2px; height: 8px; top: -3px; background: var(--ink);
+}
 .track .whisker::before { left: 0; } .track .whisker::after { right: 0; }
 .track .chance { top: -4px; bottom: -4px; width: 0; border-left: 2px dotted var(--soft); }
-.track .range { top: 2px; bottom: 2px; background: var(--bar); opacity: .55; border-radius: 3px; min-width: 2px; }
+.track .range {
+  top: 2px; bottom: 2px; background: var(--bar); opacity: .55; border-radius: 3px; min-width: 2px;
+}
 .track .mean { top: -1px; bottom: -1px; width: 2px; margin-left: -1px; background: var(--ink); }
 .main .range { background: var(--accent); opacity: .3; } .main .mean { background: var(--accent); }
-.track .dot { width: 7px; height: 7px; margin-left: -3.5px; top: 3.5px; border-radius: 50%; background: var(--ink); opacity: .62; }
+.track .dot {
+  width: 7px; height: 7px; margin-left: -3.5px; top: 3.5px; border-radius: 50%; background: var(--ink);
+  opacity: .62;
+}
 .main .dot { background: var(--accent); opacity: .9; }
-.track .paper { width: 9px; height: 9px; margin-left: -4.5px; top: 2.5px; border: 2px solid var(--ink); background: var(--paper); transform: rotate(45deg); }
+.track .paper {
+  width: 9px; height: 9px; margin-left: -4.5px; top: 2.5px; border: 2px solid var(--ink);
+  background: var(--paper); transform: rotate(45deg);
+}
 .axis { font-size: .75rem; color: var(--soft); padding: 0; }
 .axis .track { background: none; height: 1.2rem; }
-.axis .track span { position: absolute; transform: translateX(-50%); }
-.key { display: flex; flex-wrap: wrap; gap: .3rem 1.5rem; font-size: .8125rem; color: var(--soft); margin-top: .8rem; }
+.axis .track span { position: absolute; white-space: nowrap; transform: translateX(-50%); }
+.key {
+  display: flex; flex-wrap: wrap; gap: .3rem 1.5rem; font-size: .8125rem; color: var(--soft);
+  margin: .8rem 0 1.6rem;
+}
 .key span { display: inline-flex; align-items: center; gap: .5rem; }
 .key .track { display: inline-block; width: 34px; background: none; }
 
 /* curves */
-.plot { position: relative; height: 300px; margin: 1.4rem 4.4rem 2.6rem 2.6rem; font-size: .75rem; color: var(--soft); font-variant-numeric: tabular-nums; }
+.plot {
+  position: relative; height: 300px; margin: 1.4rem 4.4rem 2.6rem 2.6rem; font-size: .75rem;
+  color: var(--soft); font-variant-numeric: tabular-nums;
+}
 .plot svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: visible; }
 .plot path { fill: none; vector-effect: non-scaling-stroke; stroke-linecap: round; stroke-linejoin: round; }
 .plot .grid { stroke: var(--line); stroke-width: 1; }
@@ -81,44 +109,77 @@ nav a:hover, nav a:focus-visible { text-decoration: underline; }
 .plot span { position: absolute; line-height: 1; white-space: nowrap; }
 .plot .y { right: calc(100% + .6rem); transform: translateY(-50%); }
 .plot .x { top: calc(100% + .6rem); transform: translateX(-50%); }
-.plot .end { left: calc(100% + .6rem); transform: translateY(-50%); line-height: 1.15; white-space: normal; width: 4.2rem; }
+.plot .end {
+  left: calc(100% + .6rem); transform: translateY(-50%); line-height: 1.15; white-space: normal;
+  width: 4.2rem;
+}
 .plot .end.held { color: var(--accent); font-weight: 650; }
 
 /* tables */
 .scroll { overflow-x: auto; margin: 1.1rem 0; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 650; font-size: 1rem; padding-bottom: .5rem; }
-th, td { padding: .42rem .6rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: baseline; }
+th, td {
+  padding: .42rem .6rem; text-align: right; border-bottom: 1px solid var(--line); vertical-align: baseline;
+}
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 th:last-child, td:last-child { padding-right: 0; }
-thead th { color: var(--soft); font-weight: 500; font-size: .8125rem; line-height: 1.25; vertical-align: bottom; }
-tbody th { font-weight: 500; }
-td small { display: block; line-height: 1.25; }
-tr.mean > * { font-weight: 650; border-bottom: 0; }
-.meter { display: inline-block; vertical-align: middle; width: 4.6rem; height: 8px; margin-right: .7rem; background: var(--wash); border-radius: 2px; }
+thead th {
+  color: var(--soft); font-weight: 500; font-size: .8125rem; line-height: 1.25; vertical-align: bottom;
+}
+tbody th { font-weight: 500; white-space: nowrap; }
+th small, td small { display: block; white-space: nowrap; line-height: 1.25; }
+.last-mean tbody tr:last-child > * { font-weight: 650; border-bottom: 0; }
+.costs td:last-child, .costs th:last-child { text-align: left; padding-left: 1.2rem; }
+.metered { white-space: nowrap; }
+.meter {
+  display: inline-block; vertical-align: middle; width: 3.4rem; height: 8px; margin-right: .7rem;
+  background: var(--wash); border-radius: 2px;
+}
 .meter i { display: block; height: 100%; background: var(--accent); border-radius: 2px; }
-.heat td { border-bottom: 2px solid var(--paper); border-right: 2px solid var(--paper); padding: .45rem .6rem; }
-.words td { text-align: left; }
-.words td:first-child { padding-left: 0; }
+.heat td, .heat tbody th { padding: 2px; border: 0; }
+.tint { display: block; padding: .35rem .6rem; border-radius: 4px; }
+.tint small { display: block; line-height: 1.2; }
+.words th, .words td { text-align: left; }
+.words code, .words time { white-space: nowrap; }
 
 /* questions and pictures */
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(312px, 1fr)); gap: 1.1rem; margin-top: 1.4rem; }
+.cards {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(312px, 1fr)); gap: 1.1rem;
+  margin-top: 1.4rem;
+}
 .card { border: 1px solid var(--line); border-radius: 10px; padding: .9rem 1rem 1rem; min-width: 0; }
-.card header { display: flex; justify-content: space-between; gap: .6rem; font-size: .8125rem; color: var(--soft); margin-bottom: .6rem; }
+.card header {
+  display: flex; justify-content: space-between; gap: .6rem; font-size: .8125rem; color: var(--soft);
+  margin-bottom: .6rem;
+}
 .card header b { color: var(--ink); font-weight: 650; }
-.strip { display: grid; gap: .5rem; grid-auto-columns: minmax(0, 3.7rem); grid-auto-flow: column; }
+.strip { display: grid; gap: .4rem; grid-auto-columns: minmax(0, 4rem); grid-auto-flow: column; }
 .answers { display: grid; gap: .7rem; grid-template-columns: repeat(3, minmax(0, 1fr)); }
-.asked { font-size: .8125rem; line-height: 1.3; color: var(--soft); margin: .9rem 0 .7rem; border-top: 1px solid var(--line); padding-top: .7rem; }
+.asked {
+  font-size: .8125rem; line-height: 1.3; color: var(--soft); margin: .9rem 0 .7rem;
+  border-top: 1px solid var(--line); padding-top: .7rem;
+}
 .asked b { color: var(--ink); font-weight: 650; }
 figure { margin: 0; min-width: 0; }
 figcaption { font-size: .75rem; line-height: 1.25; margin-top: .3rem; overflow-wrap: anywhere; }
-.strip figcaption { text-align: center; }
-img, .query { display: block; width: 100%; aspect-ratio: 1; border-radius: 5px; object-fit: cover; background: var(--wash); }
+.strip figcaption { text-align: center; font-size: .6563rem; margin-inline: -.25rem; }
+img, .query {
+  display: block; width: 100%; aspect-ratio: 1; border-radius: 5px; object-fit: cover;
+  background: var(--wash);
+}
+img { outline: 1px solid var(--line); outline-offset: -1px; }
 img.small { image-rendering: pixelated; }
-.query { display: grid; place-items: center; border: 1.5px dashed var(--soft); background: none; color: var(--soft); font: 1.5rem var(--serif); }
+.query {
+  display: grid; place-items: center; border: 1.5px dashed var(--soft); background: none;
+  color: var(--soft); font: 1.5rem var(--serif);
+}
 .query + figcaption { font-weight: 650; }
 .answers .frame { position: relative; }
-.mark { position: absolute; right: -6px; top: -6px; width: 20px; height: 20px; border-radius: 50%; font: 700 12px/20px var(--sans); text-align: center; box-shadow: 0 0 0 2px var(--paper); }
+.mark {
+  position: absolute; right: -6px; top: -6px; width: 20px; height: 20px; border-radius: 50%;
+  font: 700 12px/20px var(--sans); text-align: center; box-shadow: 0 0 0 2px var(--paper);
+}
 .right .mark { background: var(--accent); color: var(--paper); }
 .wrong .mark { background: var(--paper); color: var(--ink); box-shadow: 0 0 0 1.5px var(--soft); }
 .wrong img { opacity: .72; }
@@ -126,7 +187,7 @@ img.small { image-rendering: pixelated; }
 .wrong figcaption span { color: var(--soft); }
 .said { font: italic .9375rem/1.4 var(--serif); margin: .8rem 0 0; overflow-wrap: anywhere; }
 .said small { font: .75rem var(--sans); display: block; }
-details { margin-top: .9rem; }
+details { margin-top: .55rem; }
 summary { cursor: pointer; color: var(--accent); font-size: .9375rem; }
 footer { margin-top: 4rem; color: var(--soft); font-size: .875rem; }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
@@ -138,7 +199,9 @@ footer { margin-top: 4rem; color: var(--soft); font-size: .875rem; }
   .two > * + * { margin-top: 1.8rem; }
   .row { grid-template-columns: 6.6rem minmax(0, 1fr) 5.2rem; gap: .6rem; }
   .row .name small { display: none; }
-  .meter { width: 2.6rem; margin-right: .5rem; }
+  .hero { gap: .5rem; } .hero figure { width: 64px; } .hero .arrow { height: 64px; font-size: 1.1rem; }
+  .hero figcaption { font-size: .75rem; }
+  .meter { width: 1.9rem; margin-right: .4rem; }
   th, td { padding: .4rem .35rem; }
   table { font-size: .8438rem; }
   .plot { height: 240px; margin-left: 2.1rem; margin-right: 3.9rem; }

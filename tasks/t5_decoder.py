@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from thinkdiff.tasks.models import loading, require_files
+
 if TYPE_CHECKING:
     import torch
 
@@ -18,13 +20,15 @@ class T5Decoder:
     """
 
     def __init__(self, path: str, device: str, dtype: torch.dtype) -> None:
-        from transformers import AutoTokenizer, T5ForConditionalGeneration
+        require_files(path, ("config.json", "tokenizer_config.json", "*.safetensors"))
+        with loading(path):
+            from transformers import AutoTokenizer, T5ForConditionalGeneration
 
-        model = T5ForConditionalGeneration.from_pretrained(path, dtype=dtype)
+            model = T5ForConditionalGeneration.from_pretrained(path, dtype=dtype)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
         self.norm_D = model.encoder.final_layer_norm.weight.detach().float().clone()
         model.encoder.block = model.encoder.block[:0]
         self.model = model.to(device).eval().requires_grad_(False)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
         self.device = device
 
     @property
@@ -35,8 +39,8 @@ class T5Decoder:
     def labels(self, texts: list[str], max_tokens: int) -> torch.Tensor:
         """Texts as int64 (B, U) token ids ending in `</s>`, padded with -100, cut to `max_tokens`."""
         batch = self.tokenizer(
-            texts, padding="longest", truncation=True, max_length=max_tokens, add_special_tokens=True, return_tensors="pt"
-        )
+            texts, padding="longest", truncation=True, max_length=max_tokens, return_tensors="pt"
+        )  # fmt: skip
         return batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100).to(self.device)
 
     def loss_sum(self, x_BLD: torch.Tensor, mask_BL: torch.Tensor, labels_BU: torch.Tensor) -> tuple[torch.Tensor, int]:

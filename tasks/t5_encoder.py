@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from thinkdiff.tasks.models import loading, require_files
+from thinkdiff.tasks.models import complete, loading, require_files
 
 MAX_TOKENS = 512  # of FLUX's own pipeline; a longer text is cut
 
@@ -22,7 +22,7 @@ MAX_TOKENS = 512  # of FLUX's own pipeline; a longer text is cut
 class T5Encoder:
     """Raises ModelError when the folder is not a whole T5."""
 
-    def __init__(self, path: str, device: str, precision: Literal["bfloat16", "float32"]) -> None:
+    def __init__(self, path: str, device: str = "cpu", precision: Literal["bfloat16", "float32"] = "float32") -> None:
         require_files(path, ("config.json", "tokenizer_config.json"))
         with loading(path):
             import torch
@@ -31,13 +31,11 @@ class T5Encoder:
             self.device, self.precision = device, precision
             # On a GPU the weights are held as they compute; on a CPU autocast does the same to small models.
             held = torch.bfloat16 if precision == "bfloat16" and device != "cpu" else torch.float32
-            model = T5EncoderModel.from_pretrained(path, dtype=held)
-            self.model: Any = model.to(device).eval().requires_grad_(False)  # pyright: ignore
+            loaded = T5EncoderModel.from_pretrained(path, dtype=held, output_loading_info=True)
+            self.model: Any = complete(path, loaded).to(device).eval().requires_grad_(False)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
 
-    def encode(
-        self, texts: Sequence[str], eos: bool = True, batch: int = 64
-    ) -> list[npt.NDArray[np.float32]]:
+    def encode(self, texts: Sequence[str], eos: bool = True, batch: int = 64) -> list[npt.NDArray[np.float32]]:
         """One (L, D) float32 array per text.
 
         `eos` keeps the row of the closing `</s>`, which FLUX has always seen. Without it the text is encoded

@@ -1,8 +1,8 @@
 """Stage 4. Features -> an aligner whose outputs a frozen T5 decoder reads (paper, section 3; authors' training code).
 
-A prefix of a sample's token features goes through the aligner to the decoder's cross-attention; the loss is that of the
-text that follows. Single process. Data order, splits and start depend on (seed, step) alone, so a run killed at any point
-ends in the same bytes as one left in peace. Shapes: B batch, L prompt rows, Q the VLM's width, D the T5's width.
+A prefix of a sample's token features goes through the aligner to the decoder's cross-attention; the loss is that of
+the text that follows. Single process. Data order, splits and start depend on (seed, step) alone, so a run killed at
+any point ends in the same bytes as one left in peace. Shapes: B batch, L prompt rows, Q VLM width, D T5 width.
 """
 
 from __future__ import annotations
@@ -37,13 +37,12 @@ def learning_rate(spec: AlignerSpec, step: int) -> float:
 def train_aligner(work: Work, spec: AlignerSpec, features: FeatureSet) -> Made:
     """Trains one aligner; resumes at the step after the last checkpoint."""
     import torch
-    from transformers import AutoTokenizer
 
     from thinkdiff.storage.checkpoints import CheckpointWriter, save_aligner
     from thinkdiff.storage.feature_store import FeatureReader
     from thinkdiff.tasks.aligner import Aligner, AlignerConfig
     from thinkdiff.tasks.feature_batches import FeatureBatches
-    from thinkdiff.tasks.models import compute_device, model_path
+    from thinkdiff.tasks.models import compute_device, loading, model_path
     from thinkdiff.tasks.t5_decoder import T5Decoder
 
     device = compute_device(work.run)
@@ -53,12 +52,16 @@ def train_aligner(work: Work, spec: AlignerSpec, features: FeatureSet) -> Made:
     # On a CPU the frozen weights stay float32 under autocast; on a GPU they are held in the type they compute in.
     held = torch.bfloat16 if device == "cuda" and spec.precision == "bfloat16" else torch.float32
     t5 = T5Decoder(model_path(spec.t5, work.run), device, held)
-    tokenizer = AutoTokenizer.from_pretrained(model_path(Model(**features.spec["vlm"]), work.run))
+    vlm = model_path(Model(**features.spec["vlm"]), work.run)
+    with loading(vlm):
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(vlm)
     data = FeatureBatches(spec, FeatureReader(features).load(spec.features), tokenizer)
     if spec.steps and not len(data.training_rows):
         raise InputError(
-            f"train_aligner: found {len(data.validation_rows)} trainable rows of {features.counts.get('rows')}, expected "
-            f"more than the {spec.validation_rows} held out for validation. Lower validation_rows or extract more."
+            f"train_aligner: found {len(data.validation_rows)} trainable rows, expected more than the "
+            f"{spec.validation_rows} held out for validation. Lower validation_rows or extract more."
         )
     config = AlignerConfig(features.stats["hidden_size"], spec.hidden or t5.width, t5.width, spec.norm)
     aligner = Aligner(config, t5.norm_D.cpu()).to(device)
@@ -85,6 +88,11 @@ def train_aligner(work: Work, spec: AlignerSpec, features: FeatureSet) -> Made:
                 torch.nn.utils.clip_grad_norm_(aligner.parameters(), spec.clip_grad_norm)
             optimizer.step()
             training.append(round(loss.item() / tokens, 6))
+            if not math.isfinite(training[-1]):
+                raise InputError(
+                    f"train_aligner: found the loss {training[-1]} at step {now}, expected a finite one. "
+                    "The training diverged; lower the learning rate."
+                )
             done = now + 1
             if done % spec.validation_every == 0 or done == spec.steps:
                 validation.append([done, validation_loss(aligner, t5, data, spec, device)])
@@ -94,12 +102,8 @@ def train_aligner(work: Work, spec: AlignerSpec, features: FeatureSet) -> Made:
                 checkpoints.keep(2)
             progress.advance()
 
-    if not all(math.isfinite(loss) for loss in training):
-        raise InputError(
-            f"train_aligner: found a loss that is not finite at step {next(i for i, x in enumerate(training) if not math.isfinite(x))}, "
-            "expected finite losses. Lower the learning rate."
-        )
-    files = save_aligner(work.folder, {k: v.detach().cpu().numpy() for k, v in aligner.state_dict().items()}, config.as_dict())
+    weights = {name: value.detach().cpu().numpy() for name, value in aligner.state_dict().items()}
+    files = save_aligner(work.folder, weights, config.as_dict())
     losses = json.dumps({"training": training, "validation": validation}).encode()
     files = (*files, work.folder.write("losses.json", losses))
     checkpoints.clear()

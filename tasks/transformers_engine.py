@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+
 from thinkdiff.schemas.errors import EngineError, ModelError
 from thinkdiff.schemas.features import TokenKind
 from thinkdiff.tasks.qwen_chat import (
@@ -66,7 +67,8 @@ class TransformersEngine:
         )
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model: Any = model.eval().to(self.device)
+        self._model: Any = model.eval()
+        self._model.to(self.device)
         self.hidden_size: int = model.config.get_text_config().hidden_size
         generation = model.generation_config
         assert generation is not None

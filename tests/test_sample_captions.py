@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 
 from thinkdiff.schemas.captions import sample_key
-from thinkdiff.tasks.sample_captions import BottomN, Candidate
+from thinkdiff.storage.caption_sample import SampledCaption
+from thinkdiff.tasks.sample_captions import BottomN
 
 
-def candidate(i: int) -> Candidate:
+def candidate(i: int) -> SampledCaption:
     url = f"https://a.example/{i}.jpg"
-    return Candidate(sample_key("c", url, "x"), "c", url, "x", "f", i)
+    return SampledCaption(sample_key("c", url, "x"), "c", url, "x", "f", i)
 
 
 def sampled(rows: list[int], n: int, seed: int = 0) -> list[str]:

@@ -13,20 +13,22 @@ os.environ |= {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
 
 import triton.backends
 
-triton.backends.backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True), compiler=None)
+backend: Any = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True), compiler=None)
+triton.backends.backends["cpu"] = backend
 
-from thinkdiff.tasks import qwen_child
-from thinkdiff.tasks.qwen_engine import prepare_torchvision
+from thinkdiff.tasks import qwen_child  # noqa: E402
+from thinkdiff.tasks.qwen_engine import prepare_torchvision  # noqa: E402
 
 if __name__ == "__main__":
     prepare_torchvision()
-    from vllm.platforms.cpu import CpuPlatform
+    from vllm.platforms import cpu
 
-    original = CpuPlatform.check_and_update_config.__func__
+    platform_class: Any = cpu.CpuPlatform
+    original = platform_class.check_and_update_config.__func__
 
     def keep_async_scheduling(platform: Any, config: Any) -> None:
         original(platform, config)
         config.scheduler_config.async_scheduling = True
 
-    CpuPlatform.check_and_update_config = classmethod(keep_async_scheduling)
+    platform_class.check_and_update_config = classmethod(keep_async_scheduling)
     qwen_child.main()

@@ -1,0 +1,144 @@
+"""Pictures as img2dataset leaves them: tars of `<name>.jpg .txt .json` members, and a Parquet of what failed.
+
+In: a glob of tars. Out: one sample per picture or failure, from a stream; a tar's sample is the run of members that
+share a name. Pictures are not decoded here. The files come from strangers: see `tar_stream.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from thinkdiff.schemas.errors import InputError
+from thinkdiff.schemas.images import TarSource
+from thinkdiff.storage.root import Folder, locate
+from thinkdiff.storage.tar_stream import Member, TarReader
+
+MAX_TEXT = 1 << 20
+PICTURES = ("jpg", "jpeg", "png", "webp")
+FAILURES = ["url", "caption", "status", "error_message"]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TarSample:
+    """A sample of a tar. `image` is None for a failed one, and `reason` then says why."""
+
+    collection: str
+    url: str
+    caption: str
+    image: bytes | None
+    reason: str
+    tar: str
+
+
+def find_tars(data_root: str, source: TarSource) -> list[tuple[Folder, str]]:
+    """Folder and name of each tar of a source, sorted. Raises InputError when there is none."""
+    first = next((i for i, part in enumerate(source.glob.split("/")) if set(part) & set("*?[")), -1)
+    parts = source.glob.split("/")
+    folder, name = locate(data_root, "/".join(parts[: first + 1]) if first >= 0 else source.glob)
+    pattern = "/".join([name, *(parts[first + 1 :] if first >= 0 else [])])
+    found = folder.glob(pattern)
+    if not found:
+        raise InputError(
+            f"{folder.uri}/{pattern}: found no tar of collection {source.collection}, expected those that img2dataset "
+            "wrote. Relative patterns start at the data root; check the pattern and --data."
+        )
+    return [(folder, name) for name in found]
+
+
+def read_tars(data_root: str, source: TarSource, max_bytes: int) -> Iterator[TarSample]:
+    """All samples of a source in the order of the tars, pictures larger than `max_bytes` as failures.
+
+    Raises InputError when there is no tar, or one is truncated or no tar.
+    """
+    for folder, name in find_tars(data_root, source):
+        yield from read_tar(folder, name, source.collection, max_bytes)
+        yield from read_failures(folder, name, source.collection)
+
+
+def read_tar(folder: Folder, name: str, collection: str, max_bytes: int) -> Iterator[TarSample]:
+    """The samples of one tar, in order."""
+    where = folder.full(name)
+    with folder.open(name) as file:
+        members = TarReader(file, where).members(lambda n: max_bytes if extension(n) in PICTURES else MAX_TEXT)
+        for _, group in groupby(members, key=lambda member: stem(member.name)):
+            yield sample_of(list(group), collection, where, max_bytes)
+
+
+def sample_of(members: list[Member], collection: str, where: str, max_bytes: int) -> TarSample:
+    """The sample that some members of one name make."""
+    by_kind: dict[str, Member] = {}
+    for member in members:
+        by_kind.setdefault(extension(member.name), member)
+    picture = next((by_kind[kind] for kind in PICTURES if kind in by_kind), None)
+    about = json_object(by_kind.get("json"))
+    url, caption = about.get("url"), about.get("caption")
+    if caption is None and (text := by_kind.get("txt")) is not None and text.data is not None:
+        caption = text.data.decode("utf-8", "replace")
+    status, error = about.get("status"), about.get("error_message")
+    reason = ""
+    if not isinstance(url, str) or not isinstance(caption, str):
+        url, caption, reason = "", "", "no .json with url and caption in the tar"
+    elif status not in (None, "success"):
+        reason = failure(status, error)
+    elif picture is None:
+        reason = "no picture in the tar"
+    elif picture.data is None:
+        reason = f"{picture.size} bytes, more than {max_bytes}"
+    image = picture.data if picture is not None and not reason else None
+    return TarSample(collection, url, caption, image, reason, where)
+
+
+def read_failures(folder: Folder, tar: str, collection: str) -> Iterator[TarSample]:
+    """The failed downloads that img2dataset lists in `<tar>.parquet`; nothing when there is no such file."""
+    name = tar.removesuffix(".tar") + ".parquet"
+    if not folder.exists(name):
+        return
+    try:
+        with folder.open(name) as file:
+            for batch in pq.ParquetFile(file).iter_batches(columns=FAILURES):
+                for row in batch.to_pylist():
+                    if row["status"] != "success" and isinstance(row["url"], str) and isinstance(row["caption"], str):
+                        reason = failure(row["status"], row["error_message"])
+                        yield TarSample(collection, row["url"], row["caption"], None, reason, folder.full(name))
+    except (pa.ArrowException, ValueError, KeyError) as error:
+        log.warning(
+            "%s: found no table of img2dataset's (%s), expected one; failed downloads stay without their reason.",
+            folder.full(name),
+            type(error).__name__,
+        )
+
+
+def failure(status: Any, error: Any) -> str:
+    """The reason of a failed download in one short line."""
+    return f"{str(status)[:40]}: {str(error)[:160]}" if error else str(status)[:40]
+
+
+def json_object(member: Member | None) -> dict[str, Any]:
+    """A `.json` member as a mapping, {} when it is missing, too large or no object."""
+    if member is None or member.data is None:
+        return {}
+    try:
+        found = json.loads(member.data)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def stem(name: str) -> str:
+    """What the members of a sample share: the name up to the first dot of its last part, as in WebDataset."""
+    folder, _, last = name.rpartition("/")
+    return f"{folder}/{last.split('.', 1)[0]}"
+
+
+def extension(name: str) -> str:
+    """The rest of the name, in lower case."""
+    return name.rpartition("/")[2].partition(".")[2].lower()

@@ -1,0 +1,161 @@
+"""Stage 7. Everything above -> one self-contained HTML file, and its tables for the Prefect UI.
+
+This file reads: scores, verdicts, pictures, losses, records. What is computed from them and how it looks is in the
+nouns `report_*`. The page shows when and where its ancestors were made, which its fingerprint does not know: a parent
+rebuilt to the same bytes leaves the report cached.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from thinkdiff.schemas.aligner import AlignerCheckpoint
+from thinkdiff.schemas.artifact import Artifact
+from thinkdiff.schemas.captions import CaptionSet
+from thinkdiff.schemas.cobsat import CobsatPrompts
+from thinkdiff.schemas.errors import InputError, StoreError
+from thinkdiff.schemas.features import FeatureSet, FeatureSpec
+from thinkdiff.schemas.images import ImageSet
+from thinkdiff.schemas.media import MediaSet
+from thinkdiff.schemas.report import Report, ReportSpec
+from thinkdiff.schemas.scores import Scorecard
+from thinkdiff.tasks.step import Made, Work, step
+
+if TYPE_CHECKING:
+    from thinkdiff.tasks.report_examples import Example
+    from thinkdiff.tasks.report_numbers import Scores
+
+A = TypeVar("A", bound=Artifact)
+GROUPS = {"mean": "mean", "seen": "seen", "held_out": "held-out"}
+
+
+@step(Report)
+def render_report(
+    work: Work,
+    spec: ReportSpec,
+    captions: CaptionSet,
+    images: ImageSet,
+    features: FeatureSet,
+    aligner: AlignerCheckpoint,
+    media: MediaSet,
+    scores: Scorecard,
+    variants: dict[str, Scorecard],
+) -> Made:
+    """Reads what the page shows and writes the page. `variants` are scorecards by `condition, seed N`."""
+    from thinkdiff.storage.records import checked_bytes
+    from thinkdiff.tasks.report_ablations import markdown as ablation_tables
+    from thinkdiff.tasks.report_accuracy import markdown as accuracy_tables
+    from thinkdiff.tasks.report_numbers import chance, conditions
+    from thinkdiff.tasks.report_page import Content, page
+
+    queries = parent(work, media, "queries", FeatureSet)
+    asked = benchmark(queries)
+    losses = json.loads(checked_bytes(aligner, "losses.json"))
+    content = Content(
+        title=spec.title,
+        fingerprint=work.folder.uri.rsplit("/", 1)[1],
+        scores=read_scores(scores),
+        chance=chance(asked),
+        examples=list(read_examples(work, asked, spec.examples, media, scores)),
+        training=losses["training"],
+        validation=losses["validation"],
+        conditions=conditions({name: read_scores(card) for name, card in variants.items()}),
+        artifacts={
+            "captions": captions,
+            "images": images,
+            "features": features,
+            "aligner": aligner,
+            "queries": queries,
+            "media": media,
+            "scores": scores,
+        },
+        variants=variants,
+    )
+    data = page(content)
+    return Made(
+        files=(work.folder.write("report.html", data),),
+        counts={"bytes": len(data), "examples": len(content.examples), "variants": len(variants)},
+        stats={"scores": scores.stats["scores"]},
+        page=f"{accuracy_tables(content.scores, content.chance)}\n\n{ablation_tables(content.conditions)}",
+    )
+
+
+def parent(work: Work, child: Artifact, role: str, kind: type[A]) -> A:
+    """An artifact's parent, looked up in this root. Raises StoreError when it is not there."""
+    from thinkdiff.storage.records import artifact_folder, read_record
+
+    named = child.parents[role]
+    found = read_record(artifact_folder(work.run.root, named.stage, named.fingerprint), kind)
+    if found is None:
+        raise StoreError(
+            f"{child.uri}: found its {role} {named.stage}/{named.fingerprint} missing from {work.run.root}, expected "
+            "it there. The report needs the questions; run the stages before it again."
+        )
+    return found
+
+
+def benchmark(queries: FeatureSet) -> CobsatPrompts:
+    """The questions that were asked. Raises InputError when the features are of captioning prompts."""
+    asked = FeatureSpec.model_validate(queries.spec).prompts
+    if not isinstance(asked, CobsatPrompts):
+        raise InputError(f"{queries.uri}: found captioning prompts, expected those of the benchmark.")
+    return asked
+
+
+def read_scores(card: Scorecard) -> Scores:
+    """A scorecard's `scores.json` as cells."""
+    from thinkdiff.storage.records import checked_bytes
+    from thinkdiff.tasks.report_numbers import Cell, Scores
+
+    stored = json.loads(checked_bytes(card, "scores.json"))
+    cells: dict[tuple[str, int, str], Cell] = {}
+    tasks: dict[str, None] = {}
+    shots_found: set[int] = set()
+    for method, by_shots in stored["methods"].items():
+        for shots, groups in by_shots.items():
+            shots_found.add(int(shots))
+            tasks |= dict.fromkeys(groups["tasks"])
+            named: dict[str, Any] = {GROUPS[key]: groups[key] for key in GROUPS} | groups["tasks"]
+            for group, cell in named.items():
+                if cell["pictures"]:
+                    cells[method, int(shots), group] = Cell(**cell)
+    return Scores(tuple(stored["methods"]), tuple(sorted(shots_found)), tuple(tasks), stored["confidence"], cells)
+
+
+def read_examples(
+    work: Work, asked: CobsatPrompts, count: int, media: MediaSet, scores: Scorecard
+) -> Iterator[Example]:
+    """The chosen prompts with their demonstrations, drawn pictures, verdicts and texts."""
+    from thinkdiff.storage.media_files import MediaReader
+    from thinkdiff.storage.root import locate
+    from thinkdiff.storage.score_tables import read_prompts, read_verdicts
+    from thinkdiff.tasks.cobsat import display, image_path, prompts
+    from thinkdiff.tasks.report_examples import Answer, Example, choose
+
+    parent_folder, name = locate(work.run.data_root, asked.images)
+    folder, reader = parent_folder / name, MediaReader(media)
+    texts = {row.name: row for row in read_prompts(media)}
+    verdicts = {(row.method, row.name): row for row in read_verdicts(scores)}
+    methods = [str(method) for method in media.stats["methods"]]
+
+    def demonstration(path: str) -> bytes | None:
+        try:
+            return folder.read(path)
+        except FileNotFoundError:
+            work.log.warning("render_report: found no %s in %s; its place stays empty.", path, folder.uri)
+            return None
+
+    for prompt in choose(prompts(asked), count):
+        seen = [verdicts[method, prompt.name] for method in methods]
+        yield Example(
+            prompt=prompt,
+            expected=texts[prompt.name].true_caption,
+            demos=tuple((d.word, demonstration(image_path(prompt.family, d.value, d.thing))) for d in prompt.demos),
+            text=texts[prompt.name].answer,
+            answers=tuple(
+                Answer(v.method, reader.read(v.method, prompt.name), v.right, f"{display(v.value)} {display(v.thing)}")
+                for v in seen
+            ),
+        )

@@ -1,0 +1,168 @@
+"""The report's accuracies: the headline, the pairs never trained on, every task; and the same as markdown.
+
+In: `Scores` and `Chance`. Out: HTML, and markdown tables for the Prefect UI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from thinkdiff.tasks.report_markup import Child, Html, grid, join, percent, table, tag
+from thinkdiff.tasks.report_numbers import Chance, Scores, paper_accuracy
+from thinkdiff.tasks.report_plots import Bar, bars, key
+
+NAMES: Mapping[str, str] = {"aligned": "Aligned", "text_bridge": "Text bridge", "true_caption": "True caption"}
+NOTES: Mapping[str, str] = {
+    "aligned": "the VLM's hidden states",
+    "text_bridge": "the VLM's words",
+    "true_caption": "the right answer's words",
+}
+ROUTES: Mapping[str, str] = {
+    "aligned": "the hidden states of the VLM's answer, through the aligner. No word is passed on.",
+    "text_bridge": "the VLM's answer as text, through the T5 encoder: what one would do without an aligner.",
+    "true_caption": "a caption of the right picture, through the T5 encoder: the best this diffusion model can do.",
+}
+GROUPS: Mapping[str, str] = {"seen": "seen", "held-out": "held out"}
+MEAN = "mean"
+
+
+def accuracy(scores: Scores, chance: Chance, judge: str) -> Html:
+    """The methods beside each other for each number of shots, and what they are."""
+    charts = []
+    for shots in scores.shots:
+        rows = [
+            Bar(NAMES.get(method, method), NOTES.get(method, ""), cell, main=method == "aligned")
+            for method in scores.methods
+            if (cell := scores.cell(method, shots)) is not None
+        ]
+        charts.append(bars(f"{shots} shots", rows, chance.blind))
+    asked = (
+        "Each question shows a few words, each with a picture, and then a word alone. The picture drawn for it is "
+        f"right when the judge ({judge}) finds both the right object and the right attribute in it. The same diffusion "
+        "model draws in these ways:"
+    )
+    guesser = (
+        "A guesser who draws the word that is asked for, with any of the other words, would be right "
+        f"{percent(chance.query_only)}% of the time; one who draws any words at all, {percent(chance.blind)}%."
+    )
+    return join(
+        [
+            tag("p", asked),
+            tag("ul", *(tag("li", tag("b", NAMES[m]), f": {ROUTES[m]}") for m in scores.methods if m in ROUTES)),
+            tag("div", *charts, class_="two"),
+            key(
+                ("whisker", f"{percent(scores.confidence, 0)}% Wilson interval"),
+                ("chance", f"blind guess, {percent(chance.blind)}%"),
+            ),
+            kept(scores),
+            tag("p", guesser, class_="soft"),
+            held_out(scores),
+            halves(scores),
+        ]
+    )
+
+
+def kept(scores: Scores) -> Html | None:
+    """How much of what the words bring about the hidden states bring about too."""
+    shares = []
+    for shots in scores.shots:
+        mine, words = scores.cell("aligned", shots), scores.cell("text_bridge", shots)
+        if mine is not None and words is not None and words.accuracy > 0:
+            shares.append(f"{percent(mine.accuracy / words.accuracy, 0)}% at {shots} shots")
+    if not shares:
+        return None
+    return tag("p", f"The aligned route reaches {' and '.join(shares)} of what the text bridge reaches.")
+
+
+def held_out(scores: Scores) -> Html | None:
+    """Pairs that no model was trained on, beside those that were."""
+    groups = [g for g in GROUPS if any(scores.cell(m, s, g) for m in scores.methods for s in scores.shots)]
+    if "held-out" not in groups:
+        return None
+    columns = [(shots, group) for shots in scores.shots for group in groups]
+    head = ["", *(f"{shots} shots, {GROUPS[group]}" for shots, group in columns)]
+    rows = [[NAMES.get(m, m), *(counted(scores, m, *column) for column in columns)] for m in scores.methods]
+    note = (
+        "The held-out pairs of object and attribute are those that neither the VLM, as an answer, nor the diffusion "
+        "model met together in training: the parts have to be put together anew."
+    )
+    return join([tag("h3", "Pairs never seen in training"), tag("p", note), table(head, rows)])
+
+
+def counted(scores: Scores, method: str, shots: int, group: str) -> Html:
+    """An accuracy with its interval and its count below."""
+    cell = scores.cell(method, shots, group)
+    if cell is None:
+        return Html("–")
+    between = tag("small", f"{percent(cell.low)} – {percent(cell.high)}")
+    return join([f"{percent(cell.accuracy)}%", between, tag("small", f"n = {cell.pictures}")])
+
+
+def halves(scores: Scores) -> Html:
+    """Where it goes wrong: how often the object is right, and how often the attribute."""
+    head = ["", *(f"{shots} shots, {part}" for shots in scores.shots for part in ("object", "attribute"))]
+    rows: list[list[Child]] = []
+    for method in scores.methods:
+        cells = [scores.cell(method, shots) for shots in scores.shots]
+        shares = [share for cell in cells for share in ((cell.thing, cell.value) if cell else (None, None))]
+        rows.append([NAMES.get(method, method), *("–" if s is None else f"{percent(s)}%" for s in shares)])
+    note = "A picture is right when both are; each alone shows which of the two is lost."
+    return join([tag("h3", "Object and attribute apart"), tag("p", note), table(head, rows)])
+
+
+def by_task(scores: Scores) -> Html:
+    """A table for each number of shots."""
+    published = any(paper_accuracy(shots, task) is not None for shots in scores.shots for task in scores.tasks)
+    tables = []
+    for shots in scores.shots:
+        head = [f"{shots} shots", *(NAMES.get(m, m) for m in scores.methods), *(["Paper"] if published else [])]
+        rows = [task_row(scores, shots, task, published) for task in (*scores.tasks, MEAN)]
+        tables.append(table(head, rows, class_="last-mean"))
+    said = (
+        "Percent right. In tasks I the words name the attribute and the object must be inferred; in tasks II it is the "
+        "other way round."
+    )
+    paper = (
+        " The last column is the paper's result (arXiv 2502.10458, Tables 1 and 2), from the benchmark's photographs "
+        "and larger models: unless this run used those too, compare the pattern and not the level."
+    )
+    return join([tag("p", said, paper if published else None), tag("div", *tables, class_="two")])
+
+
+def task_row(scores: Scores, shots: int, task: str, published: bool) -> list[Child]:
+    """A task's accuracies, the aligned one with a meter."""
+    cells: list[Child] = [task.capitalize() if task == MEAN else task]
+    for method in scores.methods:
+        cell = scores.cell(method, shots, task)
+        if cell is None:
+            cells.append("–")
+        elif method == "aligned":
+            fill = tag("i", style=f"width:{100 * cell.accuracy:.1f}%")
+            meter = tag("span", fill, class_="meter", aria_hidden="true")
+            cells.append(tag("span", meter, tag("b", percent(cell.accuracy)), class_="metered"))
+        else:
+            cells.append(percent(cell.accuracy))
+    if published:
+        paper = paper_accuracy(shots, task)
+        cells.append("–" if paper is None else tag("span", percent(paper), class_="soft"))
+    return cells
+
+
+def markdown(scores: Scores, chance: Chance) -> str:
+    """The headline and the tasks as markdown tables."""
+    head = ["percent right", *(f"{shots} shots" for shots in scores.shots)]
+    rows = [[NAMES.get(m, m), *(interval(scores, m, shots) for shots in scores.shots)] for m in scores.methods]
+    rows.append(["blind guess", *(percent(chance.blind) for _ in scores.shots)])
+    columns = [(shots, method) for shots in scores.shots for method in scores.methods]
+    task_head = ["task", *(f"{NAMES.get(method, method)}, {shots} shots" for shots, method in columns)]
+    task_rows = [
+        [task, *(percent(c.accuracy) if (c := scores.cell(m, shots, task)) else "–" for shots, m in columns)]
+        for task in (*scores.tasks, MEAN)
+    ]
+    return "\n\n".join(["## Accuracy", grid(head, rows), "## Task by task", grid(task_head, task_rows)])
+
+
+def interval(scores: Scores, method: str, shots: int) -> str:
+    """An accuracy with its interval in one cell."""
+    cell = scores.cell(method, shots)
+    return f"{percent(cell.accuracy)} ({percent(cell.low)} – {percent(cell.high)})" if cell else "–"

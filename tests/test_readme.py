@@ -1,0 +1,85 @@
+"""The README is checked: its commands exist, CI runs the one it names, its tables are the program's."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from thinkdiff.flows.recipes import RECIPES
+from thinkdiff.schemas.artifact import STAGES
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+README = (REPOSITORY / "README.md").read_text()
+BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+LINES = [line for block in BLOCKS for line in block.splitlines() if line and not line.startswith("#")]
+COMMANDS = [line for line in LINES if line.startswith("thinkdiff ")]
+SETUP = [line for line in LINES if line.startswith("python3 deploy/install.py")]
+
+
+def table(heading: str) -> list[str]:
+    """The first cells, without quotes, of the table under a heading."""
+    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
+
+
+def thinkdiff(*arguments: str) -> str:
+    """What the command line prints."""
+    command = [sys.executable, "-m", "thinkdiff.flows.cli", *arguments]
+    plain = os.environ | {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=plain).stdout
+
+
+def test_two_commands_set_up_a_fresh_machine() -> None:
+    assert SETUP == [
+        "python3 deploy/install.py && .venv/bin/thinkdiff run mini",
+        "python3 deploy/install.py --test && .venv/bin/python -m pytest",
+    ]
+
+
+def test_ci_runs_the_test_command_as_the_readme_has_it() -> None:
+    assert (REPOSITORY / ".ci" / "run").read_text().splitlines()[-1] == SETUP[1]
+
+
+@pytest.mark.parametrize("line", COMMANDS, ids=lambda line: line.split()[1])
+def test_command_line_takes_every_option_that_the_readme_uses(line: str) -> None:
+    words = shlex.split(line, comments=True)
+    shown = thinkdiff(words[1], "--help")
+    for option in re.findall(r"(?<![\w-])--?[a-z][a-z-]*", " ".join(words[2:])):
+        assert re.search(rf"(?<![\w-]){option}(?![\w-])", shown), f"{words[1]} has no {option}"
+
+
+def test_readme_names_every_command() -> None:
+    listed = set(re.findall(r"^\W*([a-z][a-z-]+)  +[A-Z]", thinkdiff("--help").split("Commands")[1], re.MULTILINE))
+    assert listed == {line.split()[1] for line in COMMANDS}
+
+
+def test_tables_list_the_stages_and_the_recipes() -> None:
+    assert table("The stages") == list(STAGES)
+    assert table("The recipes") == list(RECIPES)
+
+
+def test_deployments_are_those_of_prefect_yaml() -> None:
+    deployments = yaml.safe_load((REPOSITORY / "deploy" / "prefect.yaml").read_text())["deployments"]
+    assert table("With a Prefect server") == [f"thinkdiff/{deployment['name']}" for deployment in deployments]
+    assert set(re.findall(r"deployment run (\S+)", "\n".join(LINES))) <= set(table("With a Prefect server"))
+
+
+@pytest.mark.parametrize("document", ["README.md", "AGENTS.md"])
+def test_files_that_a_document_names_exist(document: str) -> None:
+    text = (REPOSITORY / document).read_text()
+    named = set(re.findall(r"(?<![\w./-])((?:deploy|tests|flows|tasks|schemas|storage|\.ci)/[\w./-]*\w)", text))
+    assert named
+    assert not {name for name in named if not (REPOSITORY / name).exists()}
+
+
+def test_links_inside_the_repository_lead_somewhere() -> None:
+    targets = re.findall(r"\]\(((?!https?:)[^)#]+)\)", README)
+    assert targets
+    assert all((REPOSITORY / target).exists() for target in targets)

@@ -1,0 +1,478 @@
+"""The report: what it says equals what was scored, strangers' text stays text, nothing is loaded from outside."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import json
+import logging
+import math
+import random
+import shutil
+import statistics
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from thinkdiff.schemas.aligner import AlignerCheckpoint, AlignerSpec
+from thinkdiff.schemas.artifact import Execution, Model, Parent, Provenance, content_digest
+from thinkdiff.schemas.captions import CaptionSet
+from thinkdiff.schemas.cobsat import CobsatPrompts, Family
+from thinkdiff.schemas.features import FeatureSet, FeatureSpec
+from thinkdiff.schemas.images import ImageSet
+from thinkdiff.schemas.media import MediaSet, MediaSpec
+from thinkdiff.schemas.report import ReportSpec
+from thinkdiff.schemas.scores import Scorecard, ScoreSpec
+from thinkdiff.storage.lease import Lease
+from thinkdiff.storage.media_files import MediaReader, MediaWriter
+from thinkdiff.storage.records import write_record
+from thinkdiff.storage.root import Folder
+from thinkdiff.storage.score_tables import PROMPTS, VERDICTS, AskedPrompt, Verdict, read_verdicts, write_rows
+from thinkdiff.tasks.cobsat import pictures, prompts, true_caption
+from thinkdiff.tasks.render_report import render_report
+from thinkdiff.tasks.report_examples import choose
+from thinkdiff.tasks.report_numbers import T_975, Condition, differences, mean_interval, reading
+from thinkdiff.tasks.score_cobsat import count
+from thinkdiff.tasks.step import Work
+
+METHODS = ("aligned", "text_bridge", "true_caption")
+ODDS = {"aligned": 0.7, "text_bridge": 0.85, "true_caption": 0.97}
+HOSTILE = "</p><script>alert('x')</script><img src=https://evil.example/x onerror=alert(1)>"
+THINGS = ("circle", "square", "star", "ring", "moon", "<b>heart")
+ASKED = CobsatPrompts(
+    families=tuple(
+        Family(name=name, values=tuple(f"{name}-{n}" for n in range(6)), things=THINGS)
+        for name in ("color", "background", "style", "action", "texture")
+    ),
+    images="cobsat",
+    per_task=6,
+    held_out=tuple((name, f"{name}-{n}", THINGS[n]) for name in ("color", "style") for n in range(6)),
+)
+SECTIONS = ["accuracy", "pictures", "tasks", "training", "ablations", "provenance"]
+
+
+def artifact(kind, root: Path, stage, number: int, files=(), spec=None, parents=None, counts=None, stats=None):
+    """An artifact with its record, as a stage would have left it."""
+    folder = stage_folder(root, stage, number)
+    entries = tuple(sorted(files, key=lambda entry: entry.path))
+    made = kind(
+        stage=stage, fingerprint=f"{number:032x}", digest=content_digest(entries), uri=folder.uri, spec=spec or {},
+        version=1, files=entries, counts=counts or {}, stats=stats or {},
+        parents={
+            role: Parent(stage=p.stage, fingerprint=p.fingerprint, digest=p.digest, uri=p.uri)
+            for role, p in (parents or {}).items()
+        },
+        provenance=Provenance(
+            created="2026-01-02T03:04:05+00:00", seconds=1.5, host=f"host-of-{stage}", git_commit="c" * 40,
+            packages={"torch": "2.13.0"},
+        ),
+    )  # fmt: skip
+    write_record(made)
+    return made
+
+
+def stage_folder(root: Path, stage: str, number: int) -> Folder:
+    return Folder.at(str(root / stage / f"{number:032x}"))
+
+
+def png(seed: str, size: int = 8) -> bytes:
+    """A picture of one colour with a darker square, its own for every seed."""
+    rng = random.Random(seed)
+    pixels = np.full((size, size, 3), [rng.randrange(80, 256) for _ in range(3)], np.uint8)
+    pixels[size // 4 : size // 2, size // 4 : size // 2] //= 2
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "PNG")
+    return data.getvalue()
+
+
+def make_media(root: Path, number: int, queries: FeatureSet, methods=METHODS) -> MediaSet:
+    folder, asked = stage_folder(root, "generate_media", number), prompts(ASKED)
+    rows = [
+        AskedPrompt(
+            p.name,
+            p.task,
+            p.family,
+            p.shots,
+            p.held_out,
+            p.target_value,
+            p.target_thing,
+            HOSTILE,
+            true_caption(ASKED, p),
+        )
+        for p in asked
+    ]
+    files = [write_rows(folder, PROMPTS, AskedPrompt, rows)]
+    for method in methods:
+        files += MediaWriter(folder).commit(method, 0, [(p.name, png(method + p.name)) for p in asked])
+    spec = MediaSpec(decoder=Model(name="some/decoder"), t5=Model(name="t5"), methods=methods).model_dump(mode="json")
+    stats = {"methods": list(methods)}
+    return artifact(MediaSet, root, "generate_media", number, files, spec, {"queries": queries}, {"pictures": 1}, stats)
+
+
+def make_scores(root: Path, number: int, media: MediaSet, odds: dict[str, float], seed: int) -> Scorecard:
+    rng, verdicts = random.Random(seed), []
+    for method, p in itertools.product(media.stats["methods"], prompts(ASKED)):
+        right = rng.random() < odds[method]
+        value = p.target_value if right else "<i>none"
+        verdicts.append(
+            Verdict(
+                method, p.name, p.task, p.family, p.shots, p.held_out, p.target_value, p.target_thing,
+                value, p.target_thing, right, True, right,
+            )
+        )  # fmt: skip
+    found = {m: count([v for v in verdicts if v.method == m], 0.95) for m in media.stats["methods"]}
+    folder = stage_folder(root, "score_cobsat", number)
+    files = [
+        write_rows(folder, VERDICTS, Verdict, verdicts),
+        folder.write("scores.json", json.dumps({"confidence": 0.95, "methods": found}).encode()),
+    ]
+    headline = {m: {s: by[s]["mean"]["accuracy"] for s in by} for m, by in found.items()}
+    spec = ScoreSpec(judge=Model(name="some/judge")).model_dump(mode="json")
+    return artifact(Scorecard, root, "score_cobsat", number, files, spec, {"media": media}, stats={"scores": headline})
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """(root, the arguments of the stage after its spec, variants), with hostile words in every text that data bring."""
+    root = tmp_path_factory.mktemp("report")
+    for picture in pictures(ASKED):
+        path = root / "data" / "cobsat" / picture.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(picture.path))
+    captions = artifact(CaptionSet, root, "sample_captions", 1, counts={"captions": 300})
+    images = artifact(ImageSet, root, "fetch_images", 2, parents={"captions": captions}, counts={"images": 299})
+    vlm = Model(name="some/vlm")
+    features = artifact(FeatureSet, root, "extract_features", 3, spec=FeatureSpec(vlm=vlm).model_dump(mode="json"))
+    queries = artifact(
+        FeatureSet, root, "extract_features", 4, spec=FeatureSpec(vlm=vlm, prompts=ASKED).model_dump(mode="json")
+    )
+    losses = {"training": [5 / (1 + i / 20) for i in range(200)], "validation": [[100, 1.25], [200, 0.875]]}
+    entry = stage_folder(root, "train_aligner", 5).write("losses.json", json.dumps(losses).encode())
+    aligner = artifact(
+        AlignerCheckpoint, root, "train_aligner", 5, [entry], AlignerSpec(t5=Model(name="t5")).model_dump(mode="json"),
+        counts={"steps": 200, "training_rows": 250, "validation_rows": 49, "parameters": 12345},
+    )  # fmt: skip
+    media = make_media(root, 6, queries)
+    scores = make_scores(root, 7, media, ODDS, seed=0)
+    levels = {
+        "aligned": 0.7, "no masking": 0.2, "input tokens": 0.69,
+        "aligned, less robust decoder": 0.3, "no masking, less robust decoder": 0.9,
+    }  # fmt: skip
+    alone = make_media(root, 8, queries, ("aligned",))
+    variants = {
+        f"{name}, seed {seed}": make_scores(root, 100 + 10 * i + seed, alone, {"aligned": level}, seed=9 * i + seed)
+        for i, (name, level) in enumerate(levels.items())
+        for seed in range(5)
+    }
+    return root, (captions, images, features, aligner, media, scores), variants
+
+
+def render(built, variants, number: int = 0, **changes) -> str:
+    """The page of a report made by the stage's own body, outside of Prefect."""
+    root, parents, _ = built
+    folder = stage_folder(root, "render_report", number)
+    work = Work(folder, Execution(root=str(root)), Lease(folder, 30), logging.getLogger("test"))
+    made = render_report.body(work, ReportSpec(title="A <i>title</i>", **changes), *parents, variants)
+    assert [entry.path for entry in made.files] == ["report.html"]
+    return folder.read("report.html").decode()
+
+
+@pytest.fixture(scope="module")
+def html(built):
+    return render(built, built[2])
+
+
+@pytest.fixture(scope="module")
+def parsed(html):
+    return Parsed(html)
+
+
+class Parsed(HTMLParser):
+    """The elements of a page: attributes, tables as lists of rows of texts, and the text. Fails on unbalanced tags."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: list[list[list[str]]] = []
+        self.words: list[str] = []
+        self._open: list[str] = []
+        self.feed(source)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br"):
+            self._open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self._open:
+            self.words.append(data)
+        if self._open and ("td" in self._open or "th" in self._open):
+            self.tables[-1][-1][-1] += data + " "
+
+    def table(self, first: str) -> dict[str, list[str]]:
+        """The rows below the head of the table whose head begins so, by their first cell."""
+        found = next(t for t in self.tables if " ".join(t[0]).strip().startswith(first))
+        return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in found[1:]}
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def stored_scores(built) -> dict:
+    return json.loads(Path(built[1][5].path("scores.json")).read_text())["methods"]
+
+
+def shown(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def test_report_has_its_sections_in_order_and_the_title_as_text(parsed):
+    assert [attrs["id"] for tag, attrs in parsed.tags if tag == "section"] == SECTIONS
+    assert "A <i>title</i>" in parsed.text
+    assert "200 steps" in parsed.text
+    assert "250 captioned pictures" in parsed.text
+
+
+def test_report_task_tables_equal_the_scores(built, parsed):
+    for shots in (2, 4):
+        table = parsed.table(f"{shots} shots")
+        for place, method in enumerate(METHODS):
+            cells = stored_scores(built)[method][str(shots)]
+            expected = {task: cell["accuracy"] for task, cell in cells["tasks"].items()} | {
+                "Mean": cells["mean"]["accuracy"]
+            }
+            assert {task: row[place] for task, row in table.items()} == {t: shown(a) for t, a in expected.items()}
+
+
+def test_report_headline_and_held_out_pairs_equal_the_scores(built, parsed):
+    table = parsed.table("2 shots, seen")
+    for name, method in zip(("Aligned", "Text bridge", "True caption"), METHODS, strict=True):
+        cells = [stored_scores(built)[method][shots][group] for shots in ("2", "4") for group in ("seen", "held_out")]
+        assert table[name] == [
+            f"{shown(c['accuracy'])}% {shown(c['low'])} – {shown(c['high'])} n = {c['pictures']}" for c in cells
+        ]
+        mean = stored_scores(built)[method]["4"]["mean"]
+        assert f"{shown(mean['accuracy'])}% {shown(mean['low'])} – {shown(mean['high'])}" in parsed.text
+
+
+def test_report_pictures_and_verdicts_are_those_of_the_artifacts(built, html, parsed):
+    media, scores = built[1][4], built[1][5]
+    verdicts = {(v.method, v.name): v.right for v in read_verdicts(scores)}
+    names = [attrs["data-prompt"] for tag, attrs in parsed.tags if tag == "article"]
+    assert len(names) == 20
+    assert len({name.rsplit("/", 1)[0] for name in names}) == 20  # ten tasks at 2 and 4 shots, one each
+    for name, card in zip(names, html.split("<article")[1:], strict=True):
+        answers = card.split('class="answers"')[1]
+        marks = [part.split('"')[0] == "right" for part in answers.split('<figure class="')[1:]]
+        assert marks == [verdicts[method, name] for method in METHODS]
+        drawn = [base64.b64decode(part.split('"')[0]) for part in answers.split("data:image/png;base64,")[1:]]
+        assert drawn == [MediaReader(media).read(method, str(name)) for method in METHODS]
+
+
+def test_report_shows_a_strangers_text_as_text_and_runs_nothing(html, parsed):
+    assert HOSTILE in " ".join(parsed.words)
+    assert "<b>heart" in parsed.text
+    assert "<i>none" in parsed.text
+    tags = {tag for tag, _ in parsed.tags}
+    assert not tags & {"script", "iframe", "object", "embed", "link", "base", "form", "i title"}
+    assert not [key for _, attrs in parsed.tags for key in attrs if key.startswith("on")]
+    assert "<script" not in html
+
+
+def test_report_refers_to_nothing_outside(html, parsed):
+    policy = [attrs["content"] for tag, attrs in parsed.tags if attrs.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    targets = [attrs[key] for _, attrs in parsed.tags for key in ("src", "href", "srcset", "action") if attrs.get(key)]
+    assert targets
+    assert all(target.startswith(("data:image/", "#")) for target in targets)
+    style = html.split("<style>")[1].split("</style>")[0]
+    assert not any(word in style for word in ("url(", "@import", "http"))
+    assert not any("url(" in (attrs.get("style") or "") for _, attrs in parsed.tags)
+
+
+def test_report_curves_end_where_training_ended(parsed):
+    label = next(attrs["aria-label"] for tag, attrs in parsed.tags if attrs.get("class") == "plot")
+    assert "200 steps" in label
+    assert "validation ends at 0.875" in label
+
+
+def test_report_provenance_names_every_ancestor(built, parsed):
+    table = parsed.table("Artifact")
+    for ancestor in built[1]:
+        row = next(cells for name, cells in table.items() if name.endswith(ancestor.stage))
+        assert row[2:5] == ["1.5 s", f"host-of-{ancestor.stage}", "c" * 10]
+    assert "queries extract_features" in " ".join(" ".join(table).split())
+    assert "2026-01-02 03:04:05" in parsed.text
+
+
+def test_report_without_ablations_says_how_to_run_them(built):
+    page = Parsed(render(built, {}, 1))
+    assert "thinkdiff run ablations" in page.text
+    assert "What each change costs" not in page.text
+    assert [attrs["id"] for tag, attrs in page.tags if tag == "section"] == SECTIONS
+
+
+def test_report_ablations_are_means_over_seeds_with_students_interval(built, parsed):
+    cards = built[2]
+    for name in ("aligned", "no masking", "no masking, less robust decoder"):
+        values = [cards[f"{name}, seed {seed}"].stats["scores"]["aligned"]["2"] for seed in range(5)]
+        half = 2.776 * statistics.stdev(values) / math.sqrt(5)
+        mean = statistics.fmean(values)
+        between = f"{shown(max(mean - half, 0))} – {shown(min(mean + half, 1))}"
+        assert f"{name} {shown(mean)}% {between}" in parsed.text
+
+
+def test_report_says_where_the_ablations_agree_with_the_paper_and_where_not(parsed):
+    table = parsed.table("Change")
+    assert table["no masking"][2:] == [
+        "+13.0",
+        "2 shots: worse than aligned, as in the paper 4 shots: worse than aligned",
+    ]
+    assert "unlike the paper" in table["input tokens"][3]
+    assert "against the paper" in table["no masking, less robust decoder"][3]
+
+
+def test_report_is_the_same_bytes_for_the_same_artifacts(built, html):
+    assert render(built, built[2]) == html
+
+
+def test_report_without_a_demonstration_picture_leaves_its_place_empty(built, tmp_path, caplog):
+    root = tmp_path / "root"
+    shutil.copytree(built[0], root)
+    moved = tuple(a.model_copy(update={"uri": a.uri.replace(str(built[0]), str(root))}) for a in built[1])
+    shutil.rmtree(root / "data")
+    page = Parsed(render((root, moved, {}), {}, 2, examples=3))
+    assert page.text.count("The right picture shows") == 3
+    assert "its place stays empty" in caplog.text
+
+
+def test_report_of_an_untrained_aligner_has_no_curve(built):
+    root, parents, _ = built
+    entry = stage_folder(root, "train_aligner", 9).write("losses.json", b'{"training": [], "validation": []}')
+    spec = AlignerSpec(t5=Model(name="t5"), steps=0).model_dump(mode="json")
+    untrained = artifact(AlignerCheckpoint, root, "train_aligner", 9, [entry], spec, counts={"steps": 0})
+    page = Parsed(render((root, (*parents[:3], untrained, *parents[4:]), {}), {}, 3, examples=0))
+    assert "left untrained here" in page.text
+    assert "has no step to show" in page.text
+    assert "asked to show no examples" in page.text
+
+
+def test_choice_of_examples_covers_the_tasks_evenly_and_follows_the_benchmarks_order():
+    asked = prompts(ASKED)
+    chosen = choose(asked, 33)
+    assert choose(list(reversed(asked)), 33) != []
+    assert {p.name for p in choose(asked, 10)} <= {p.name for p in chosen}
+    per_cell = [sum((p.task, p.shots) == cell for p in chosen) for cell in {(p.task, p.shots) for p in asked}]
+    assert sorted(set(per_cell)) == [1, 2]
+    assert chosen == [p for p in asked if p in chosen]
+    assert len(choose(asked, 10**6)) == len(asked)
+
+
+def t_probability(t: float, df: int) -> float:
+    """P(|T| < t) of Student's t by the trapezoid rule over its density."""
+    x = np.linspace(0, t, 200_001)
+    scale = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(df * math.pi)
+    return float(2 * np.trapezoid(scale * (1 + x * x / df) ** (-(df + 1) / 2), x))
+
+
+@pytest.mark.parametrize("df", [1, 2, 4, 9, 29, 30, 31, 60, 500])
+def test_students_quantiles_hold_95_percent(df):
+    quantile = T_975[df - 1] if df <= len(T_975) else 1.96 + 2.46 / df
+    assert t_probability(quantile, df) == pytest.approx(0.95, abs=2e-4)
+
+
+def seeds(name: str, values: list[float]) -> Condition:
+    return Condition(name, {seed: {2: {"mean": value}} for seed, value in enumerate(values)}, {2: 100})
+
+
+@pytest.mark.parametrize(
+    ("base", "changed", "says"),
+    [
+        ([0.5, 0.52, 0.48, 0.5, 0.51], [0.4, 0.43, 0.37, 0.4, 0.41], "worse than aligned, as in the paper"),
+        ([0.4, 0.42, 0.38, 0.4, 0.41], [0.5, 0.53, 0.47, 0.5, 0.51], "better than aligned, against the paper"),
+        ([0.5, 0.7, 0.3, 0.5, 0.4], [0.5, 0.3, 0.7, 0.5, 0.5], "no clear difference, unlike the paper"),
+        ([0.5, 0.52, 0.48], [0.1, 0.1, 0.1], "worse than aligned, as in the paper (only 3 seeds)"),
+        ([0.5], [0.1], "one pair of seeds: nothing can be said"),
+    ],
+)
+def test_difference_is_read_by_its_interval(base, changed, says):
+    found = differences([seeds("aligned", base), seeds("no masking", changed)])
+    assert [reading(difference) for difference in found] == [says]
+    assert found[0].gain == mean_interval([a - b for a, b in zip(base, changed, strict=True)])
+
+
+def test_difference_pairs_equal_seeds_and_equal_decoders():
+    base, other = seeds("aligned, weak decoder", [0.5, 0.6, 0.7]), seeds("no norm, weak decoder", [0.1, 0.1, 0.4])
+    lost = replace(other, by_seed={seed: other.by_seed[seed] for seed in (0, 2)})
+    found = differences([seeds("aligned", [0.9, 0.9, 0.9]), base, lost])
+    assert [(d.condition.name, d.gain.mean, d.gain.seeds) for d in found] == [
+        ("no norm, weak decoder", pytest.approx(0.35), 2)
+    ]
+
+
+def test_report_step_is_cached_and_leaves_its_tables_in_prefect(built):
+    from prefect import flow
+    from prefect.artifacts import Artifact
+
+    root, parents, variants = built
+    run = Execution(root=str(root))
+
+    @flow(name="test-report", persist_result=False)
+    def both() -> tuple[list[str], str]:
+        states = [render_report(run, ReportSpec(examples=2), *parents, variants).state for _ in range(2)]
+        found = Artifact.get("render-report")
+        assert found is not None
+        return states, str(found.data)
+
+    states, page = both()
+    assert states == ["Completed", "Cached"]
+    mean = stored_scores(built)["aligned"]["2"]["mean"]
+    assert f"| Aligned | {shown(mean['accuracy'])} ({shown(mean['low'])} – {shown(mean['high'])}) |" in page
+    assert "| no masking | 5 |" in page
+    assert "| Color-I |" in page
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
+def test_report_in_a_browser_is_not_blank_and_follows_the_colour_scheme(built, html, tmp_path):
+    grounds = []
+    for scheme in ("light", "dark"):
+        page, picture = tmp_path / f"{scheme}.html", tmp_path / f"{scheme}.png"
+        page.write_text(html)
+        dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
+        subprocess.run(
+            [
+                str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+                "--disable-background-networking", "--disable-component-update", "--disable-sync",
+                "--hide-scrollbars", f"--user-data-dir={tmp_path / 'profile'}", *dark, "--window-size=1280,2400",
+                f"--screenshot={picture}", page.as_uri(),
+            ],
+            check=True, capture_output=True, timeout=120,
+        )  # fmt: skip
+        pixels = np.asarray(Image.open(picture).convert("RGB")).astype(int)
+        ground = pixels[2, 2]
+        marked = (np.abs(pixels - ground).max(2) > 40).mean(1)
+        assert (marked > 0).mean() > 0.4  # rows that hold something, from the title down to the pictures
+        assert marked[1600:].max() > 0.05
+        grounds.append(ground.sum())
+    assert grounds[0] > 700 > 120 > grounds[1]
