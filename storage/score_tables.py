@@ -6,7 +6,7 @@ In: rows. Out: file entries and rows again, checked. Same rows, same bytes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
 import pyarrow as pa
 
@@ -52,12 +52,12 @@ class Verdict(NamedTuple):
     right: bool
 
 
-TYPES = {"str": pa.string(), "int": pa.int32(), "bool": pa.bool_()}
+TYPES = {str: pa.string(), int: pa.int32(), bool: pa.bool_()}
 
 
 def schema_of(kind: type[AskedPrompt] | type[Verdict]) -> pa.Schema:
     """The Parquet schema of a row type."""
-    return pa.schema([column(name, TYPES[str(note)]) for name, note in kind.__annotations__.items()])
+    return pa.schema([column(name, TYPES[note]) for name, note in get_type_hints(kind).items()])
 
 
 def write_rows(folder: Folder, name: str, kind: type[AskedPrompt] | type[Verdict], rows: Sequence[tuple]) -> FileEntry:

@@ -28,8 +28,7 @@ FILES = ("model_index.json", "scheduler/*.json", "transformer/config.json", "vae
 
 
 class FluxDecoder:
-    """A FluxPipeline that is given prompt embeddings. Raises ModelError when a folder is not a whole
-    model."""
+    """A FluxPipeline that is given prompt embeddings. Raises ModelError when a folder is no whole model."""
 
     def __init__(
         self,

@@ -99,7 +99,7 @@ def loading(path: str | Path, library: Literal["transformers", "diffusers"] = "t
     logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, ModelError):
             raise
         reason = str(error).strip().split("\n")[0].rstrip(".") or "no reason given"

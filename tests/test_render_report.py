@@ -52,7 +52,9 @@ ASKED = CobsatPrompts(
     ),
     images="cobsat",
     per_task=6,
-    held_out=tuple((name, f"{name}-{n}", THINGS[n]) for name in ("color", "style") for n in range(6)),
+    held_out=tuple(
+        (name, f"{name}-{n}", THINGS[m]) for name in ("color", "style") for n in range(6) for m in (n, n - 1)
+    ),
 )
 SECTIONS = ["accuracy", "pictures", "tasks", "training", "ablations", "provenance"]
 
@@ -227,8 +229,8 @@ class Parsed(HTMLParser):
             self.tables[-1][-1][-1] += data + " "
 
     def table(self, first: str) -> dict[str, list[str]]:
-        """The rows below the head of the table whose head begins so, by their first cell."""
-        found = next(t for t in self.tables if " ".join(t[0]).strip().startswith(first))
+        """The rows of the first table with that cell in its head, by their first cell."""
+        found = next(t for t in self.tables if first in [cell.strip() for cell in t[0]])
         return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in found[1:]}
 
     @property

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from thinkdiff.tasks.qwen_engine import prepare_torchvision
 
@@ -30,11 +31,10 @@ def make_tiny_flux(folder: Path, *, clip: bool = False, seed: int = 0) -> Path:
     with torch.no_grad():
         for parameter in vae.decoder.parameters():
             parameter.mul_(1.7)  # else every picture is nearly grey
-    parts = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
-    FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0), vae=vae, transformer=tiny_transformer(seed),
-        **(parts | (tiny_clip() if clip else {})),
-    ).save_pretrained(folder)  # fmt: skip
+    parts: dict[str, Any] = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
+    parts |= {"scheduler": FlowMatchEulerDiscreteScheduler(shift=1.0), "vae": vae}
+    parts |= tiny_clip() if clip else {}
+    FluxPipeline(transformer=tiny_transformer(seed), **parts).save_pretrained(folder)
     return folder
 
 
@@ -73,7 +73,7 @@ def make_tiny_t5(folder: Path, *, seed: int = 0) -> Path:
     tokenizer = t5_tokenizer()
     config = T5Config(
         vocab_size=len(tokenizer), d_model=WIDTH, d_kv=8, d_ff=48, num_layers=2, num_decoder_layers=2, num_heads=4,
-        feed_forward_proj="gated-gelu", decoder_start_token_id=0,
+        feed_forward_proj="gated-gelu",
     )  # fmt: skip
     T5ForConditionalGeneration(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -91,7 +91,12 @@ def make_tiny_judge(folder: Path, labels: Sequence[str], *, seed: int = 0) -> Pa
         embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic",
         id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)},
     )  # fmt: skip
-    ResNetForImageClassification(config).save_pretrained(folder)
+    model = ResNetForImageClassification(config)
+    with torch.no_grad():
+        for parameter in model.parameters():  # else pictures hardly change the answer
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+    model.save_pretrained(folder)
     ViTImageProcessor(
         size={"height": SIDE, "width": SIDE}, resample=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
     ).save_pretrained(folder)

@@ -12,6 +12,7 @@ prompt as long as the prompt. Legend: B batch, L words, D prompt width, T latent
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,7 @@ def _report(weights: Path, name: str, what: str, steps: str, seed: int, clock: t
             "seed": seed,
             "steps": steps,
             **spent,
+            "clean_start": json.loads((weights / START_NAME / "training.json").read_text()),
             "scores": scores,
             "test_seed": test_seed,
         },
