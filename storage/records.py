@@ -38,7 +38,7 @@ def read_record(folder: Folder, kind: type[A]) -> A | None:
     """
     try:
         data = folder.read(RECORD)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         artifact = kind.model_validate_json(data).model_copy(update={"uri": folder.uri})

@@ -89,15 +89,18 @@ class TarReader:
         if len(data) != length:
             raise self._cut()
         self.at += length
-        self._skip(-length % BLOCK)
+        self._move(-length % BLOCK)
         return data
 
     def _skip(self, length: int) -> None:
-        padded = length + (-length % BLOCK if length >= BLOCK else 0)
-        if length and self.at + padded > self.total:
+        """Passes over so many bytes and the padding behind them."""
+        self._move(length + -length % BLOCK)
+
+    def _move(self, length: int) -> None:
+        if self.at + length > self.total:
             raise self._cut()
         if length:
-            self.at = self.file.seek(self.at + padded)
+            self.at = self.file.seek(self.at + length)
 
     def _skip_sparse_map(self, header: bytes) -> None:
         more = header[482]

@@ -41,6 +41,7 @@ ComputeDtype = Literal["float32", "bfloat16"]
 Device = Literal["cpu", "cuda", "auto"]
 CLOSE_SECONDS = 10.0
 LOG_LINES = 30
+SMALL_MODEL = 64 * 2**20  # bytes of weights; below, two threads wait for each other longer than they compute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +69,10 @@ class QwenEngine:
     model_path: a local folder (then nothing is fetched) or a hub name with its `revision`. max_images: pictures per
     request at most. Execution only: max_num_seqs (requests decoded together), max_model_len (prompt plus generated
     tokens), kv_cache_gib (None: on a CPU what the requests need and at most 1 GiB, on a GPU vLLM's own measure),
-    prefix_caching (off when input features are asked for, which a cached prefix would lack), threads (OpenMP threads
-    on a CPU), vllm (further keyword arguments for `vllm.LLM`). log receives each line that the child prints; by
-    default lines become warnings of this module's logger.
+    prefix_caching (off when input features are asked for, which a cached prefix would lack), threads (OpenMP
+    threads on a CPU; None: one for a model under 64 MiB, else OpenMP's own choice), vllm (further keyword arguments
+    for `vllm.LLM`). log receives each line that the child prints; by default lines become warnings of this module's
+    logger.
 
     Raises ModelError when the folder lacks a file, EngineError when vLLM does not start, is not of a supported
     version, or dies.
@@ -214,11 +216,13 @@ class QwenEngine:
             "PYTHONWARNINGS": "ignore",
             "TORCH_CPP_LOG_LEVEL": "ERROR",
             "TOKENIZERS_PARALLELISM": "false",
+            "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait by spinning starve each other on a shared machine
         }
         if Path(self.options.model_path).is_dir():
             defaults |= {"HF_HUB_OFFLINE": "1"}
-        if self.threads is not None:
-            found["OMP_NUM_THREADS"] = str(self.threads)
+        threads = 1 if self.threads is None and is_small(self.options.model_path) else self.threads
+        if threads is not None:
+            found["OMP_NUM_THREADS"] = str(threads)
         found["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         found["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         found["PYTHONUNBUFFERED"] = "1"
@@ -270,6 +274,12 @@ def weights_size(path: Path) -> int | None:
             return None
     ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
     return 8 + length + max(ends, default=0)
+
+
+def is_small(model_path: str) -> bool:
+    """Whether a local model is too small to share its work among threads."""
+    sizes = [file.stat().st_size for file in Path(model_path).glob("*.safetensors")]
+    return 0 < sum(sizes) < SMALL_MODEL
 
 
 def to_numpy(rows: torch.Tensor) -> np.ndarray:

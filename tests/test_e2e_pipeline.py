@@ -17,7 +17,7 @@ def copy(first, tmp_path):
     """A root of one's own with everything built."""
     root = tmp_path / "root"
     shutil.copytree(first[0], root)
-    return root, first[1]
+    return root, json.loads(json.dumps(first[1]).replace(str(first[0]), str(root)))
 
 
 def test_e2e_first_run_makes_the_seven_stages_and_a_report(first):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from thinkdiff.schemas.errors import EngineError, InputError, ModelError
+from thinkdiff.schemas.features import TokenKind
 from thinkdiff.tasks.qwen_chat import Generation, Request, Sampling
 from thinkdiff.tasks.qwen_engine import QwenEngine, prepare_torchvision
 from thinkdiff.tasks.transformers_engine import TransformersEngine
@@ -28,7 +29,7 @@ GREEDY = Sampling(temperature=0, top_p=1, max_tokens=T, end_policy="stop")
 SAMPLED = Sampling(temperature=0.6, top_p=0.9, max_tokens=T, end_policy="run_on")
 SCARCE = {"block_size": 32, "num_gpu_blocks_override": 20, "max_num_batched_tokens": 64}
 COMMON = {"dtype": "float32", "sampling": GREEDY, "max_images": 4, "add_vision_id": True}
-FAST = {"threads": 1, "kv_cache_gib": 0.25, "max_num_seqs": 32, "max_model_len": 512}
+FAST = {"max_num_seqs": 32, "max_model_len": 512}
 TOLERANCE = 1e-4
 
 
@@ -160,7 +161,7 @@ def test_generate_model_runner_v2_async_equals_transformers(checkpoint: Path, ex
 
     chosen = [0, 1, 2, 3, 4, *(i for i, g in enumerate(expected) if g.end_index is not None)]
     wanted = [expected[i] for i in chosen]
-    both = frozenset({"generated", "input"})
+    both: frozenset[TokenKind] = frozenset({"generated", "input"})
     with V2Engine(checkpoint, **COMMON, **FAST, features=both, vllm=SCARCE) as engine:
         assert engine.versions["model_runner"] == "V2"
         found = engine.generate([prompts(24)[i] for i in chosen])

@@ -15,6 +15,7 @@ import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,7 +142,7 @@ def make_scores(root: Path, number: int, media: MediaSet, odds: dict[str, float]
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """(root, the arguments of the stage after its spec, variants), with hostile words in every text that data bring."""
+    """(root, the stage's parents by role, variants), with hostile words in every text that data bring."""
     root = tmp_path_factory.mktemp("report")
     for picture in pictures(ASKED):
         path = root / "data" / "cobsat" / picture.path
@@ -172,7 +173,15 @@ def built(tmp_path_factory):
         for i, (name, level) in enumerate(levels.items())
         for seed in range(5)
     }
-    return root, (captions, images, features, aligner, media, scores), variants
+    parents = {
+        "captions": captions,
+        "images": images,
+        "features": features,
+        "aligner": aligner,
+        "media": media,
+        "scores": scores,
+    }
+    return root, parents, variants
 
 
 def render(built, variants, number: int = 0, **changes) -> str:
@@ -180,7 +189,7 @@ def render(built, variants, number: int = 0, **changes) -> str:
     root, parents, _ = built
     folder = stage_folder(root, "render_report", number)
     work = Work(folder, Execution(root=str(root)), Lease(folder, 30), logging.getLogger("test"))
-    made = render_report.body(work, ReportSpec(title="A <i>title</i>", **changes), *parents, variants)
+    made = render_report.body(work, ReportSpec(title="A <i>title</i>", **changes), **parents, variants=variants)
     assert [entry.path for entry in made.files] == ["report.html"]
     return folder.read("report.html").decode()
 
@@ -239,7 +248,7 @@ class Parsed(HTMLParser):
 
 
 def stored_scores(built) -> dict:
-    return json.loads(Path(built[1][5].path("scores.json")).read_text())["methods"]
+    return json.loads(Path(built[1]["scores"].path("scores.json")).read_text())["methods"]
 
 
 def shown(share: float) -> str:
@@ -276,7 +285,7 @@ def test_report_headline_and_held_out_pairs_equal_the_scores(built, parsed):
 
 
 def test_report_pictures_and_verdicts_are_those_of_the_artifacts(built, html, parsed):
-    media, scores = built[1][4], built[1][5]
+    media, scores = built[1]["media"], built[1]["scores"]
     verdicts = {(v.method, v.name): v.right for v in read_verdicts(scores)}
     names = [attrs["data-prompt"] for tag, attrs in parsed.tags if tag == "article"]
     assert len(names) == 20
@@ -318,7 +327,7 @@ def test_report_curves_end_where_training_ended(parsed):
 
 def test_report_provenance_names_every_ancestor(built, parsed):
     table = parsed.table("Artifact")
-    for ancestor in built[1]:
+    for ancestor in built[1].values():
         row = next(cells for name, cells in table.items() if name.endswith(ancestor.stage))
         assert row[2:5] == ["1.5 s", f"host-of-{ancestor.stage}", "c" * 10]
     assert "queries extract_features" in " ".join(" ".join(table).split())
@@ -359,7 +368,9 @@ def test_report_is_the_same_bytes_for_the_same_artifacts(built, html):
 def test_report_without_a_demonstration_picture_leaves_its_place_empty(built, tmp_path, caplog):
     root = tmp_path / "root"
     shutil.copytree(built[0], root)
-    moved = tuple(a.model_copy(update={"uri": a.uri.replace(str(built[0]), str(root))}) for a in built[1])
+    moved = {
+        role: a.model_copy(update={"uri": a.uri.replace(str(built[0]), str(root))}) for role, a in built[1].items()
+    }
     shutil.rmtree(root / "data")
     page = Parsed(render((root, moved, {}), {}, 2, examples=3))
     assert page.text.count("The right picture shows") == 3
@@ -371,7 +382,7 @@ def test_report_of_an_untrained_aligner_has_no_curve(built):
     entry = stage_folder(root, "train_aligner", 9).write("losses.json", b'{"training": [], "validation": []}')
     spec = AlignerSpec(t5=Model(name="t5"), steps=0).model_dump(mode="json")
     untrained = artifact(AlignerCheckpoint, root, "train_aligner", 9, [entry], spec, counts={"steps": 0})
-    page = Parsed(render((root, (*parents[:3], untrained, *parents[4:]), {}), {}, 3, examples=0))
+    page = Parsed(render((root, parents | {"aligner": untrained}, {}), {}, 3, examples=0))
     assert "left untrained here" in page.text
     assert "has no step to show" in page.text
     assert "asked to show no examples" in page.text
@@ -439,9 +450,8 @@ def test_report_step_is_cached_and_leaves_its_tables_in_prefect(built):
 
     @flow(name="test-report", persist_result=False)
     def both() -> tuple[list[str], str]:
-        states = [render_report(run, ReportSpec(examples=2), *parents, variants).state for _ in range(2)]
-        found = Artifact.get("render-report")
-        assert found is not None
+        states = [render_report(run, ReportSpec(examples=2), **parents, variants=variants).state for _ in range(2)]
+        found: Any = Artifact.get("render-report")
         return states, str(found.data)
 
     states, page = both()

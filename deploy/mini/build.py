@@ -36,7 +36,7 @@ def build_mini(out: Path, seed: int = 0, only: tuple[str, ...] = ()) -> dict[str
     prepare_torchvision()
     out.mkdir(parents=True, exist_ok=True)
     reports = {name: _trainers()[name](out, seed) for name in STAGES if not only or name in only}
-    if all((out / folder / "training.json").exists() for folder in FOLDERS):
+    if not only:  # after a part of them the clean start may be needed again
         shutil.rmtree(out / "mini-flux-start", ignore_errors=True)
     write_card(out)
     return reports

@@ -18,6 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from thinkdiff.schemas.features import TokenKind
 from thinkdiff.tasks.qwen_chat import Part, Request, Sampling
 from thinkdiff.tasks.qwen_engine import QwenEngine
 from thinkdiff.tasks.transformers_engine import TransformersEngine
@@ -59,7 +60,7 @@ def main() -> int:
     images: list[Part] = [path.read_bytes() for path in files] or [random_image(i) for i in range(256)]
     requests = requests_of(args.prompts, images, args.text or list(TEXTS))
     sampling = Sampling(0, 1, args.tokens, args.end_policy)
-    kinds = frozenset({"generated", "input"})
+    kinds: frozenset[TokenKind] = frozenset({"generated", "input"})
     began = time.perf_counter()
     with QwenEngine(
         args.model, dtype=args.dtype, sampling=sampling, features=kinds, max_images=4, threads=args.threads, log=print

@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from thinkdiff.schemas.features import TokenKind
 from thinkdiff.tasks.qwen_chat import Request, Sampling
 from thinkdiff.tasks.qwen_engine import QwenEngine, prepare_torchvision
 
@@ -27,8 +28,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=30)
     parser.add_argument("--max-num-seqs", type=int, default=256)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--kv-cache-gib", type=float, default=0.25)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--kv-cache-gib", type=float)
     parser.add_argument("--temperature", type=float, default=0.6)
     parser.add_argument("--inputs", action="store_true", help="input features as well")
     return parser.parse_args()
@@ -39,7 +40,7 @@ def measure(args: argparse.Namespace, model: str) -> dict[str, float]:
     from tiny_models import random_image
 
     sampling = Sampling(args.temperature, 0.9, args.tokens, "run_on")
-    kinds = frozenset({"generated", "input"} if args.inputs else {"generated"})
+    kinds: frozenset[TokenKind] = frozenset({"generated", "input"} if args.inputs else {"generated"})
     began = time.perf_counter()
     with QwenEngine(
         model, dtype="float32", sampling=sampling, features=kinds, max_num_seqs=args.max_num_seqs,
