@@ -158,12 +158,10 @@ def _load(path: str, transformer_path: str, held: torch.dtype) -> Any:
     """The pipeline without a T5. Raises ModelError when the transformer lacks weights."""
     from diffusers import FluxPipeline, FluxTransformer2DModel
 
-    loaded = FluxTransformer2DModel.from_pretrained(transformer_path, torch_dtype=held, output_loading_info=True)
+    loaded = FluxTransformer2DModel.from_pretrained(transformer_path, dtype=held, output_loading_info=True)
     parts = FluxPipeline.load_config(path)
     absent = [part for part in ("text_encoder", "tokenizer") if (parts.get(part) or [None])[0] is None]
     given = dict.fromkeys([*absent, "text_encoder_2", "tokenizer_2"])
-    pipeline = FluxPipeline.from_pretrained(
-        path, torch_dtype=held, transformer=complete(transformer_path, loaded), **given
-    )
+    pipeline = FluxPipeline.from_pretrained(path, dtype=held, transformer=complete(transformer_path, loaded), **given)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,9 +25,13 @@ from thinkdiff.tasks.step import Made, Work, step
 
 if TYPE_CHECKING:
     from thinkdiff.storage.score_tables import AskedPrompt
+    from thinkdiff.tasks.flux import FluxDecoder
+    from thinkdiff.tasks.t5_encoder import T5Encoder
 
 PART = 128
 Embeddings = list[npt.NDArray[np.float32]]
+Source = tuple[list[int], Callable[[list[int]], Embeddings]]
+"""How many rows every prompt's embeddings have, and what makes those of some prompts, by their positions."""
 
 
 def picture_seed(seed: int, name: str) -> int:
@@ -42,8 +47,7 @@ def generate_media(work: Work, spec: MediaSpec, queries: FeatureSet, aligner: Al
     from thinkdiff.storage.score_tables import PROMPTS, AskedPrompt, write_rows
 
     prompts = asked_prompts(queries)
-    writer = MediaWriter(work.folder)
-    painter: Callable[..., list[tuple[str, bytes]]] | None = None
+    writer, painter = MediaWriter(work.folder), Painter(work, spec)
     parts: dict[Method, int] = {}
     with work.progress(len(prompts) * len(spec.methods), "pictures") as progress:
         for method in spec.methods:
@@ -53,12 +57,11 @@ def generate_media(work: Work, spec: MediaSpec, queries: FeatureSet, aligner: Al
             missing = [part for part in range(parts[method]) if part not in done]
             if not missing:
                 continue
-            embeddings = prompt_embeddings(work, spec, method, prompts, queries, aligner)
-            order = sorted(range(len(prompts)), key=lambda i: (len(embeddings[i]), i))
-            painter = painter or load_painter(work, spec)
+            lengths, embed = source_of(method, painter, prompts, queries, aligner)
+            order = sorted(range(len(prompts)), key=lambda i: (lengths[i], i))
             for part in missing:
                 chosen = order[part * PART : (part + 1) * PART]
-                pictures = painter([prompts[i].name for i in chosen], [embeddings[i] for i in chosen])
+                pictures = painter.paint([prompts[i].name for i in chosen], embed(chosen))
                 writer.commit(method, part, pictures)
                 progress.advance(len(pictures))
     files = [write_rows(work.folder, PROMPTS, AskedPrompt, prompts)]
@@ -97,58 +100,89 @@ def asked_prompts(queries: FeatureSet) -> list[AskedPrompt]:
     ]  # fmt: skip
 
 
-def prompt_embeddings(
-    work: Work, spec: MediaSpec, method: Method, prompts: list[AskedPrompt], queries: FeatureSet,
-    aligner: AlignerCheckpoint | None,
-) -> Embeddings:  # fmt: skip
-    """(L, D) of each prompt by one method."""
-    device = compute_device(work.run)
-    if method != "aligned":
-        from thinkdiff.tasks.t5_encoder import T5Encoder
+def source_of(
+    method: Method, painter: Painter, prompts: list[AskedPrompt], queries: FeatureSet, aligner: AlignerCheckpoint | None
+) -> Source:
+    """The prompt embeddings of one method, made part by part: those of a whole benchmark may not fit in memory."""
+    if method == "aligned":
+        if aligner is None:
+            raise InputError("generate_media: found no aligner, expected one for the method aligned. Train it first.")
+        return aligned_source(painter, prompts, queries, aligner)
+    texts = [p.answer if method == "text_bridge" else p.true_caption for p in prompts]
+    keep, batch = painter.spec.keep_eos, painter.work.run.batch
+    encoder = painter.encoder
+    return encoder.lengths(texts, keep), lambda chosen: encoder.encode([texts[i] for i in chosen], keep, batch)
 
-        texts = [p.answer if method == "text_bridge" else p.true_caption for p in prompts]
-        return T5Encoder(model_path(spec.t5, work.run), device, spec.precision).encode(texts, eos=spec.keep_eos)
+
+def aligned_source(
+    painter: Painter, prompts: list[AskedPrompt], queries: FeatureSet, aligner: AlignerCheckpoint
+) -> Source:
+    """The rows of an answer, or of its prompt, through the aligner. The end token's row and all behind it are left
+    out unless `keep_eos`; an answer that is nothing but its end token keeps that row."""
     from thinkdiff.schemas.aligner import AlignerSpec
-    from thinkdiff.storage.feature_reader import FeatureReader
+    from thinkdiff.storage.feature_reader import LENGTHS, FeatureReader
     from thinkdiff.tasks.alignment import TrainedAligner
 
-    if aligner is None:
-        raise InputError("generate_media: found no aligner, expected one for the method aligned. Train it first.")
     kind = AlignerSpec.model_validate(aligner.spec).features
-    loaded, apply = FeatureReader(queries).load(kind), TrainedAligner(aligner, device)
-    found = []
-    for row, prompt in enumerate(prompts):
-        length = int(loaded.lengths[row])
-        if kind == "generated" and not spec.keep_eos and loaded.eos[row] >= 0:
-            length = int(loaded.eos[row])
-        if not length:
-            work.log.warning("generate_media: %s has an empty answer; its end token's row is used.", prompt.name)
-        found.append(apply(loaded.features[row, : max(length, 1)]))
-    return found
+    reader, apply = FeatureReader(queries), TrainedAligner(aligner, painter.device)
+    lengths: list[int] = reader.table.column(LENGTHS[kind]).to_pylist()
+    if kind == "generated" and not painter.spec.keep_eos:
+        ends: list[int] = reader.table.column("eos").to_pylist()
+        for i in (i for i, end in enumerate(ends) if end == 0):
+            painter.work.log.warning("generate_media: %s has an empty answer, its end is used.", prompts[i].name)
+        lengths = [max(end, 1) if end >= 0 else length for length, end in zip(lengths, ends, strict=True)]
+
+    def embed(chosen: list[int]) -> Embeddings:
+        rows = reader.rows(chosen)
+        states = [row.features if kind == "generated" else row.input_features for row in rows]
+        return [apply(x_LQ[: lengths[i]]) for i, x_LQ in zip(chosen, states, strict=True) if x_LQ is not None]
+
+    return lengths, embed
 
 
-def load_painter(work: Work, spec: MediaSpec) -> Callable[[list[str], Embeddings], list[tuple[str, bytes]]]:
-    """Loads the diffusion model; the function returned makes (name, PNG bytes) of names and prompt embeddings."""
-    import torch
-    from PIL import Image
+class Painter:
+    """The models that make pictures, each loaded when it is first needed."""
 
-    from thinkdiff.tasks.flux import FluxDecoder
-    from thinkdiff.tasks.t5_encoder import T5Encoder
+    def __init__(self, work: Work, spec: MediaSpec) -> None:
+        import torch
 
-    run = work.run
-    if run.threads:
-        torch.set_num_threads(run.threads)
-    device = compute_device(run)
-    empty = T5Encoder(model_path(spec.t5, run), device, spec.precision).empty()
-    transformer = model_path(spec.transformer, run) if spec.transformer else None
-    decoder = FluxDecoder(model_path(spec.decoder, run), transformer, device, spec.precision)
+        self.work, self.spec = work, spec
+        self.device = compute_device(work.run)
+        if work.run.threads:
+            torch.set_num_threads(work.run.threads)
 
-    def paint(names: list[str], embeddings: Embeddings) -> list[tuple[str, bytes]]:
-        seeds = [picture_seed(spec.seed, name) for name in names]
+    @cached_property
+    def encoder(self) -> T5Encoder:
+        """The T5 of the text methods and of the empty prompt."""
+        from thinkdiff.tasks.t5_encoder import T5Encoder
+
+        return T5Encoder(model_path(self.spec.t5, self.work.run), self.device, self.spec.precision)
+
+    @cached_property
+    def decoder(self) -> FluxDecoder:
+        """The diffusion model."""
+        from thinkdiff.tasks.flux import FluxDecoder
+
+        spec, run = self.spec, self.work.run
+        transformer = model_path(spec.transformer, run) if spec.transformer else None
+        return FluxDecoder(model_path(spec.decoder, run), transformer, self.device, spec.precision)
+
+    @cached_property
+    def empty(self) -> npt.NDArray[np.float32]:
+        """(1, D) of the empty prompt; zeros, which nobody reads, without classifier-free guidance."""
+        if self.spec.true_cfg_scale == 1:
+            return np.zeros((1, self.decoder.width), np.float32)
+        return self.encoder.empty()
+
+    def paint(self, names: list[str], embeddings: Embeddings) -> list[tuple[str, bytes]]:
+        """(name, PNG bytes) of each, in order."""
+        from PIL import Image
+
+        spec, seeds = self.spec, [picture_seed(self.spec.seed, name) for name in names]
         made: dict[int, Any] = dict(
-            decoder.generate(
-                embeddings, seeds, empty, spec.height, spec.width, spec.steps, spec.guidance_scale,
-                spec.true_cfg_scale, batch=run.batch,
+            self.decoder.generate(
+                embeddings, seeds, self.empty, spec.height, spec.width, spec.steps, spec.guidance_scale,
+                spec.true_cfg_scale, batch=self.work.run.batch,
             )
         )  # fmt: skip
         pictures = []
@@ -157,5 +191,3 @@ def load_painter(work: Work, spec: MediaSpec) -> Callable[[list[str], Embeddings
             Image.fromarray(made[i]).save(data, "PNG")
             pictures.append((name, data.getvalue()))
         return pictures
-
-    return paint

@@ -51,6 +51,10 @@ class T5Encoder:
                 found[i] = x_LD if eos or len(x_LD) == 1 else x_LD[:-1]
         return [found[i] for i in range(len(ids))]
 
+    def lengths(self, texts: Sequence[str], eos: bool = True) -> list[int]:
+        """How many rows `encode` makes of each text, without running the model."""
+        return [n if eos or n == 1 else n - 1 for n in (len(self._token_ids(text)) for text in texts)]
+
     def empty(self) -> npt.NDArray[np.float32]:
         """The (1, D) embedding of the empty text, `</s>` alone: the other side of classifier-free
         guidance."""

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,9 +28,9 @@ from tiny_models import make_tiny_qwen2_vl, random_image  # noqa: E402
 T = 24
 GREEDY = Sampling(temperature=0, top_p=1, max_tokens=T, end_policy="stop")
 SAMPLED = Sampling(temperature=0.6, top_p=0.9, max_tokens=T, end_policy="run_on")
-SCARCE = {"block_size": 32, "num_gpu_blocks_override": 20, "max_num_batched_tokens": 64}
-COMMON = {"dtype": "float32", "sampling": GREEDY, "max_images": 4, "add_vision_id": True}
-FAST = {"max_num_seqs": 32, "max_model_len": 512}
+SCARCE: dict[str, Any] = {"block_size": 32, "num_gpu_blocks_override": 20, "max_num_batched_tokens": 64}
+COMMON: dict[str, Any] = {"dtype": "float32", "sampling": GREEDY, "max_images": 4, "add_vision_id": True}
+FAST: dict[str, Any] = {"max_num_seqs": 32, "max_model_len": 512}
 TOLERANCE = 1e-4
 
 

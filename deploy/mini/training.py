@@ -104,6 +104,10 @@ def save_folder(folder: Path, write: Callable[[Path], None]) -> None:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     write(part)
+    for config in part.rglob("config.json"):
+        held = json.loads(config.read_text())
+        if held.pop("_name_or_path", None) is not None:  # where a model was trained from is no part of it
+            config.write_text(json.dumps(held, indent=2, sort_keys=True) + "\n")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
 
