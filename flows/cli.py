@@ -86,7 +86,8 @@ def run_flow(**parameters: Any) -> dict[str, Any]:
 
     for name in ("task_runs", "flow_runs", "task_engine", "flow_engine", "engine"):
         logging.getLogger(f"prefect.{name}").addFilter(Quiet())
-    return thinkdiff(**parameters)
+    result: Any = thinkdiff(**parameters)
+    return result
 
 
 def known_stage(name: str) -> None:
@@ -197,10 +198,11 @@ def generate(
     """Pictures and words in, one picture out, through a trained aligner."""
     from thinkdiff.flows.recipes import execution
     from thinkdiff.flows.recipes import recipe as named
+    from thinkdiff.schemas.artifact import validated
     from thinkdiff.tasks.compose import compose, trained_aligner
 
     spec = named(recipe)
-    where = execution(Execution(root=root, device=device), spec)
+    where = execution(validated(Execution, {"root": root, "device": device}), spec)
     text = compose(spec, trained_aligner(where, aligner), parts, out, seed, where)
     typer.echo(f"the VLM's words: {text}")
     typer.echo(f"picture: {out}")

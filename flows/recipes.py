@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from thinkdiff.schemas.aligner import AlignerSpec
 from thinkdiff.schemas.artifact import Execution, Model
-from thinkdiff.schemas.captions import CaptionSpec, Collection
+from thinkdiff.schemas.captions import CaptionSpec, Collection, CollectionFormat
 from thinkdiff.schemas.cobsat import CobsatPrompts, Family
 from thinkdiff.schemas.errors import SpecError
 from thinkdiff.schemas.features import CaptionPrompts, FeatureSpec
@@ -91,7 +91,7 @@ def miniature(name: str, per_task: int, input_tokens: bool = False) -> PipelineS
     world = World(
         folder=f"mini-world-{WORLD_SEED}-{BENCHMARK_SEED}", seed=WORLD_SEED, rows=9000, benchmark_seed=BENCHMARK_SEED
     )
-    formats = {"cc3m": "cc3m-tsv", "cc12m": "cc12m-tsv", "sbu": "sbu-json"}
+    formats: dict[str, CollectionFormat] = {"cc3m": "cc3m-tsv", "cc12m": "cc12m-tsv", "sbu": "sbu-json"}
     files = {"cc3m": "cc3m.tsv", "cc12m": "cc12m.tsv", "sbu": "sbu-captions-all.json"}
     t5 = mini_model("mini-t5")
     features = FeatureSpec(

@@ -77,22 +77,22 @@ class Model(Frozen):
     """
 
     name: str = Field(min_length=1, description="hub id, or a folder below one of the model directories")
-    revision: str | None = Field(None, description="hub commit, or sha256:<hex> of a local folder")
+    revision: str | None = Field(default=None, description="hub commit, or sha256:<hex> of a local folder")
 
 
 class Execution(Frozen):
     """Where and how fast a stage runs. Never part of a fingerprint."""
 
-    root: str = Field("runs", description="artifact root: a path or s3://bucket/prefix")
-    data: str | None = Field(None, description="where relative collection URLs start; default <root>/data")
-    model_dirs: tuple[str, ...] = Field((), description="folders searched for models before the hub")
+    root: str = Field(default="runs", description="artifact root: a path or s3://bucket/prefix")
+    data: str | None = Field(default=None, description="where relative collection URLs start; default <root>/data")
+    model_dirs: tuple[str, ...] = Field(default=(), description="folders searched for models before the hub")
     engine: Literal["vllm", "transformers"] = "vllm"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(0, ge=0, description="CPU threads of a model; 0 leaves it to the recipe")
-    batch: int = Field(64, ge=1, description="pictures generated or judged together")
-    max_num_seqs: int = Field(256, ge=1, description="requests the engine runs together")
-    refresh: tuple[Stage, ...] = Field((), description="stages recomputed even when their record is there")
-    lease: float = Field(30.0, gt=0, description="seconds after which an unrenewed lock is free")
+    threads: int = Field(default=0, ge=0, description="CPU threads of a model; 0 leaves it to the recipe")
+    batch: int = Field(default=64, ge=1, description="pictures generated or judged together")
+    max_num_seqs: int = Field(default=256, ge=1, description="requests the engine runs together")
+    refresh: tuple[Stage, ...] = Field(default=(), description="stages recomputed even when their record is there")
+    lease: float = Field(default=30.0, gt=0, description="seconds after which an unrenewed lock is free")
 
     @property
     def data_root(self) -> str:

@@ -20,7 +20,9 @@ class Collection(Frozen):
         description="cc3m-tsv: caption<TAB>url; cc12m-tsv: url<TAB>caption; sbu-json: parallel lists in one object"
     )
     url: str = Field(min_length=1, description="the caption file; a relative path starts at the data root")
-    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="expected digest of the file, checked")
+    sha256: str | None = Field(
+        default=None, pattern="^[0-9a-f]{64}$", description="expected digest of the file, checked"
+    )
 
 
 class CaptionSpec(Spec):
@@ -32,7 +34,7 @@ class CaptionSpec(Spec):
     stage: ClassVar[Stage] = "sample_captions"
     collections: tuple[Collection, ...] = Field(min_length=1)
     n: int = Field(ge=1, description="captions to sample; fewer are an error")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
 
 
 class CaptionSet(Artifact):

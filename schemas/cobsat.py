@@ -40,16 +40,12 @@ class Family(Frozen):
             if len(set(words)) != len(words):
                 raise ValueError(f"the words {', '.join(words)} must differ from one another")
         if not isinstance(self.caption, str) and len(self.caption) != len(self.values):
-            raise ValueError(
-                f"{len(self.caption)} captions must be one, or one for each of {len(self.values)} values"
-            )
+            raise ValueError(f"{len(self.caption)} captions must be one, or one for each of {len(self.values)} values")
         for template in (self.caption,) if isinstance(self.caption, str) else self.caption:
             try:
                 template.format(value="", thing="")
             except (LookupError, ValueError, AttributeError):
-                raise ValueError(
-                    f"the caption {template!r} must hold no other fields than value and thing"
-                ) from None
+                raise ValueError(f"the caption {template!r} must hold no other fields than value and thing") from None
         return self
 
 
@@ -58,9 +54,7 @@ class CobsatPrompts(Frozen):
 
     kind: Literal["cobsat"] = "cobsat"
     families: tuple[Family, ...] = Field(min_length=1)
-    images: str = Field(
-        description="folder of e.g. color_car/white_car.jpg; a relative one is below the data root"
-    )
+    images: str = Field(description="folder of e.g. color_car/white_car.jpg; a relative one is below the data root")
     instruction: str = PAPER_INSTRUCTION
     shots: tuple[int, ...] = Field(default=(2, 4), min_length=1)
     per_task: int = Field(default=1000, ge=1, description="prompts per task and number of shots")

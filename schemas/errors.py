@@ -1,13 +1,13 @@
 """The exceptions of thinkdiff. Every message is one sentence: what was found, what was expected, why, what to do.
 
-    ThinkDiffError                  anything a user can act on; the command line exits with code 2
-    ├── SpecError (ValueError)      an unknown recipe, stage or key, a value out of range
-    ├── RootError (OSError)         a root that cannot be read or written
-    ├── InputError (ValueError)     a collection file that is missing, empty or of another format
-    ├── ModelError (OSError)        a model folder or hub model that is not whole
-    ├── EngineError (RuntimeError)  the inference engine died, or its version is not supported
-    ├── StoreError (OSError)        an artifact's bytes are missing, truncated or altered
-    └── LockedError (RuntimeError)  another run holds the lease of the same artifact
+ThinkDiffError                  anything a user can act on; the command line exits with code 2
+├── SpecError (ValueError)      an unknown recipe, stage or key, a value out of range
+├── RootError (OSError)         a root that cannot be read or written
+├── InputError (ValueError)     a collection file that is missing, empty or of another format
+├── ModelError (OSError)        a model folder or hub model that is not whole
+├── EngineError (RuntimeError)  the inference engine died, or its version is not supported
+├── StoreError (OSError)        an artifact's bytes are missing, truncated or altered
+└── LockedError (RuntimeError)  another run holds the lease of the same artifact
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class CaptionPrompts(Frozen):
     """One picture and one of these texts per request; which text is chosen by a hash of the sample's key."""
 
     kind: Literal["captions"] = "captions"
-    texts: tuple[str, ...] = Field(PAPER_PROMPTS, min_length=1)
+    texts: tuple[str, ...] = Field(default=PAPER_PROMPTS, min_length=1)
 
 
 class FeatureSpec(Spec):
@@ -45,19 +45,23 @@ class FeatureSpec(Spec):
     stage: ClassVar[Stage] = "extract_features"
     vlm: Model
     prompts: Annotated[CaptionPrompts | CobsatPrompts, Field(discriminator="kind")] = CaptionPrompts()
-    max_tokens: int = Field(64, ge=1, description="T, generated tokens per request at most")
-    temperature: float = Field(0.6, ge=0, description="0 is greedy")
-    top_p: float = Field(0.9, gt=0, le=1)
+    max_tokens: int = Field(default=64, ge=1, description="T, generated tokens per request at most")
+    temperature: float = Field(default=0.6, ge=0, description="0 is greedy")
+    top_p: float = Field(default=0.9, gt=0, le=1)
     end_policy: EndPolicy = Field(
-        "forced",
+        default="forced",
         description="stop: EOS ends; run_on: EOS is sampled and ignored; forced: EOS is suppressed, always T tokens",
     )
-    seed: int = Field(0, ge=0, description="hashed with a sample's key into its own seed and choice of prompt")
-    tokens: tuple[TokenKind, ...] = Field(("generated",), min_length=1, description="whose hidden states are kept")
-    max_input_tokens: int = Field(0, ge=0, description="rows kept of the prompt; 0 unless input tokens are kept")
+    seed: int = Field(default=0, ge=0, description="hashed with a sample's key into its own seed and choice of prompt")
+    tokens: tuple[TokenKind, ...] = Field(
+        default=("generated",), min_length=1, description="whose hidden states are kept"
+    )
+    max_input_tokens: int = Field(
+        default=0, ge=0, description="rows kept of the prompt; 0 unless input tokens are kept"
+    )
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="type of the stored features")
-    shard_size: int = Field(256, ge=1, description="requests per shard: the unit of commit and of resume")
+    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="type of the stored features")
+    shard_size: int = Field(default=256, ge=1, description="requests per shard: the unit of commit and of resume")
 
 
 class FeatureSet(Artifact):

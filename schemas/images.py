@@ -1,4 +1,4 @@
-"""Stage 2, fetch images: the sampled captions' pictures out of img2dataset's WebDataset tars -> shards with an index."""
+"""Stage 2, fetch images: the sampled captions' pictures out of img2dataset's tars -> shards with an index."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class ImageSpec(Spec):
 
     stage: ClassVar[Stage] = "fetch_images"
     tars: tuple[TarSource, ...] = Field(min_length=1)
-    shard_size: int = Field(1000, ge=1, description="pictures per output tar")
-    max_bytes: int = Field(20_000_000, ge=1, description="a larger member is a failed row")
-    max_pixels: int = Field(50_000_000, ge=1, description="a picture of more pixels is a failed row")
+    shard_size: int = Field(default=1000, ge=1, description="pictures per output tar")
+    max_bytes: int = Field(default=20_000_000, ge=1, description="a larger member is a failed row")
+    max_pixels: int = Field(default=50_000_000, ge=1, description="a picture of more pixels is a failed row")
 
 
 class ImageSet(Artifact):

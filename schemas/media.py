@@ -20,17 +20,17 @@ class MediaSpec(Spec):
 
     stage: ClassVar[Stage] = "generate_media"
     decoder: Model = Field(description="a diffusers FluxPipeline")
-    transformer: Model | None = Field(None, description="another denoiser in the same pipeline")
+    transformer: Model | None = Field(default=None, description="another denoiser in the same pipeline")
     t5: Model = Field(description="the T5 encoder of the text methods")
-    methods: tuple[Method, ...] = Field(("aligned", "text_bridge", "true_caption"), min_length=1)
-    keep_eos: bool = Field(False, description="let the end token's row be part of the prompt embeddings")
-    height: int = Field(512, ge=8)
-    width: int = Field(512, ge=8)
-    steps: int = Field(28, ge=1, description="denoising steps")
-    guidance_scale: float = Field(3.5, ge=0, description="distilled guidance; ignored by models without it")
-    true_cfg_scale: float = Field(1.0, ge=1, description="classifier-free guidance; 1 switches it off")
+    methods: tuple[Method, ...] = Field(default=("aligned", "text_bridge", "true_caption"), min_length=1)
+    keep_eos: bool = Field(default=False, description="let the end token's row be part of the prompt embeddings")
+    height: int = Field(default=512, ge=8)
+    width: int = Field(default=512, ge=8)
+    steps: int = Field(default=28, ge=1, description="denoising steps")
+    guidance_scale: float = Field(default=3.5, ge=0, description="distilled guidance; ignored by models without it")
+    true_cfg_scale: float = Field(default=1.0, ge=1, description="classifier-free guidance; 1 switches it off")
     precision: Literal["bfloat16", "float32"] = "bfloat16"
-    seed: int = Field(42, ge=0, description="hashed with a prompt's name into the seed of its picture")
+    seed: int = Field(default=42, ge=0, description="hashed with a prompt's name into the seed of its picture")
 
 
 class MediaSet(Artifact):

@@ -21,9 +21,9 @@ class World(Frozen):
     """The miniature's data, written below the data root when they are not there yet."""
 
     folder: str = Field(description="below the data root; its name carries the seeds")
-    seed: int = Field(0, ge=0, description="of the collections")
-    rows: int = Field(9000, ge=30, description="rows in the three collections together")
-    benchmark_seed: int = Field(0, ge=0, description="of the benchmark's pictures")
+    seed: int = Field(default=0, ge=0, description="of the collections")
+    rows: int = Field(default=9000, ge=30, description="rows in the three collections together")
+    benchmark_seed: int = Field(default=0, ge=0, description="of the benchmark's pictures")
 
 
 class Variant(Frozen):

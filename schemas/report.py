@@ -14,7 +14,7 @@ class ReportSpec(Spec):
 
     stage: ClassVar[Stage] = "render_report"
     title: str = "ThinkDiff"
-    examples: int = Field(20, ge=0, description="prompts shown with their pictures")
+    examples: int = Field(default=20, ge=0, description="prompts shown with their pictures")
 
 
 class Report(Artifact):

@@ -14,7 +14,7 @@ class ScoreSpec(Spec):
 
     stage: ClassVar[Stage] = "score_cobsat"
     judge: Model = Field(description="an image classifier with labels <group>/<word>")
-    confidence: float = Field(0.95, gt=0, lt=1, description="of the Wilson intervals")
+    confidence: float = Field(default=0.95, gt=0, lt=1, description="of the Wilson intervals")
 
 
 class Scorecard(Artifact):

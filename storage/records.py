@@ -94,9 +94,7 @@ def checked_bytes(artifact: Artifact, name: str) -> bytes:
     """
     entry: FileEntry | None = next((f for f in artifact.files if f.path == name), None)
     if entry is None:
-        raise StoreError(
-            f"{artifact.uri}: found no file {name} in the record, expected one. The record is foreign."
-        )
+        raise StoreError(f"{artifact.uri}: found no file {name} in the record, expected one. The record is foreign.")
     return verified_bytes(Folder(artifact.uri), entry)
 
 

@@ -118,7 +118,11 @@ class Folder:
         try:
             if self.is_local:
                 temporary = self._temporary(path, data)
-                os.replace(temporary, path)
+                try:
+                    os.replace(temporary, path)
+                except OSError:
+                    os.unlink(temporary)
+                    raise
             else:
                 self.fs.pipe_file(path, bytes(data))
         except OSError as error:

@@ -1,6 +1,7 @@
 """Which features and which text each training step sees: pure functions of (seed, step), so resuming needs no state.
 
-In: a feature store in memory, of generated or of input tokens. Out: prompt rows and target texts. Shapes: B batch, L prompt rows, Q the VLM's width.
+In: a feature store in memory, of generated or of input tokens. Out: prompt rows and target texts.
+Shapes: B batch, L prompt rows, Q the VLM's width.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class Batch:
 class FeatureBatches:
     """Shuffled epochs without replacement over the trainable rows, the first `validation_rows` of them held out.
 
-    Rows are stored in the order of their keys, which are hashes, so the first rows are a random draw. A row is trainable
-    when it has at least two tokens: one to show and one to predict.
+    Rows are stored in the order of their keys, which are hashes, so the first rows are a random draw. A row is
+    trainable when it has at least two tokens: one to show and one to predict.
     """
 
     def __init__(self, spec: AlignerSpec, features: LoadedFeatures, tokenizer: Any) -> None:

@@ -14,6 +14,7 @@ from thinkdiff.schemas.images import ImageSet, ImageSpec
 from thinkdiff.tasks.pictures import inspect_image
 from thinkdiff.tasks.step import Made, Work, step
 
+
 @step(ImageSet)
 def fetch_images(work: Work, spec: ImageSpec, captions: CaptionSet) -> Made:
     """Reads the tars once, keeps the sampled pictures, writes them in the order of their keys."""

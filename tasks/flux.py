@@ -159,7 +159,7 @@ def _load(path: str, transformer_path: str, held: torch.dtype) -> Any:
     from diffusers import FluxPipeline, FluxTransformer2DModel
 
     loaded = FluxTransformer2DModel.from_pretrained(transformer_path, dtype=held, output_loading_info=True)
-    parts = FluxPipeline.load_config(path)
+    parts: Any = FluxPipeline.load_config(path)
     absent = [part for part in ("text_encoder", "tokenizer") if (parts.get(part) or [None])[0] is None]
     given = dict.fromkeys([*absent, "text_encoder_2", "tokenizer_2"])
     pipeline = FluxPipeline.from_pretrained(path, dtype=held, transformer=complete(transformer_path, loaded), **given)

@@ -109,16 +109,18 @@ def source_of(
             raise InputError("generate_media: found no aligner, expected one for the method aligned. Train it first.")
         return aligned_source(painter, prompts, queries, aligner)
     texts = [p.answer if method == "text_bridge" else p.true_caption for p in prompts]
-    keep, batch = painter.spec.keep_eos, painter.work.run.batch
-    encoder = painter.encoder
-    return encoder.lengths(texts, keep), lambda chosen: encoder.encode([texts[i] for i in chosen], keep, batch)
+    encoder, keep = painter.encoder, painter.spec.keep_eos
+    return encoder.lengths(texts, keep), lambda chosen: encoder.encode([texts[i] for i in chosen], keep)
 
 
 def aligned_source(
     painter: Painter, prompts: list[AskedPrompt], queries: FeatureSet, aligner: AlignerCheckpoint
 ) -> Source:
-    """The rows of an answer, or of its prompt, through the aligner. The end token's row and all behind it are left
-    out unless `keep_eos`; an answer that is nothing but its end token keeps that row."""
+    """The rows of an answer, or of its prompt, through the aligner.
+
+    The end token's row and all behind it are left out unless `keep_eos`. An answer that is nothing but its end
+    token keeps that row, since no model reads zero rows.
+    """
     from thinkdiff.schemas.aligner import AlignerSpec
     from thinkdiff.storage.feature_reader import LENGTHS, FeatureReader
     from thinkdiff.tasks.alignment import TrainedAligner

@@ -45,6 +45,7 @@ def render_report(
 ) -> Made:
     """Reads what the page shows and writes the page. `variants` are scorecards by `condition, seed N`."""
     from thinkdiff.storage.records import checked_bytes
+    from thinkdiff.tasks.cobsat import tasks
     from thinkdiff.tasks.report_ablations import markdown as ablation_tables
     from thinkdiff.tasks.report_accuracy import markdown as accuracy_tables
     from thinkdiff.tasks.report_numbers import chance, conditions
@@ -52,16 +53,17 @@ def render_report(
 
     queries = parent(work, media, "queries", FeatureSet)
     asked = benchmark(queries)
+    order = [task.name for task in tasks(asked)]
     losses = json.loads(checked_bytes(aligner, "losses.json"))
     content = Content(
         title=spec.title,
         fingerprint=work.folder.uri.rsplit("/", 1)[1],
-        scores=read_scores(scores),
+        scores=read_scores(scores, order),
         chance=chance(asked),
         examples=list(read_examples(work, asked, spec.examples, media, scores)),
         training=losses["training"],
         validation=losses["validation"],
-        conditions=conditions({name: read_scores(card) for name, card in variants.items()}),
+        conditions=conditions({name: read_scores(card, order) for name, card in variants.items()}),
         artifacts={
             "captions": captions,
             "images": images,
@@ -104,24 +106,25 @@ def benchmark(queries: FeatureSet) -> CobsatPrompts:
     return asked
 
 
-def read_scores(card: Scorecard) -> Scores:
-    """A scorecard's `scores.json` as cells."""
+def read_scores(card: Scorecard, order: list[str]) -> Scores:
+    """A scorecard's `scores.json` as cells, its tasks in the order of the benchmark."""
     from thinkdiff.storage.records import checked_bytes
     from thinkdiff.tasks.report_numbers import Cell, Scores
 
     stored = json.loads(checked_bytes(card, "scores.json"))
     cells: dict[tuple[str, int, str], Cell] = {}
-    tasks: dict[str, None] = {}
+    tasks: set[str] = set()
     shots_found: set[int] = set()
     for method, by_shots in stored["methods"].items():
         for shots, groups in by_shots.items():
             shots_found.add(int(shots))
-            tasks |= dict.fromkeys(groups["tasks"])
+            tasks |= set(groups["tasks"])
             named: dict[str, Any] = {GROUPS[key]: groups[key] for key in GROUPS} | groups["tasks"]
             for group, cell in named.items():
                 if cell["pictures"]:
                     cells[method, int(shots), group] = Cell(**cell)
-    return Scores(tuple(stored["methods"]), tuple(sorted(shots_found)), tuple(tasks), stored["confidence"], cells)
+    ordered = tuple(task for task in order if task in tasks)
+    return Scores(tuple(stored["methods"]), tuple(sorted(shots_found)), ordered, stored["confidence"], cells)
 
 
 def read_examples(
@@ -136,7 +139,7 @@ def read_examples(
 
     parent_folder, name = locate(work.run.data_root, asked.images)
     folder, reader = parent_folder / name, MediaReader(media)
-    texts = {row.name: row for row in read_prompts(media)}
+    answers = {row.name: row.answer for row in read_prompts(media)}
     verdicts = {(row.method, row.name): row for row in read_verdicts(scores)}
     methods = [str(method) for method in media.stats["methods"]]
 
@@ -151,9 +154,9 @@ def read_examples(
         seen = [verdicts[method, prompt.name] for method in methods]
         yield Example(
             prompt=prompt,
-            expected=texts[prompt.name].true_caption,
+            expected=f"{display(prompt.target_value)} {display(prompt.target_thing)}",
             demos=tuple((d.word, demonstration(image_path(prompt.family, d.value, d.thing))) for d in prompt.demos),
-            text=texts[prompt.name].answer,
+            text=answers[prompt.name],
             answers=tuple(
                 Answer(v.method, reader.read(v.method, prompt.name), v.right, f"{display(v.value)} {display(v.thing)}")
                 for v in seen

@@ -83,8 +83,8 @@ def held_out(scores: Scores) -> Html | None:
     head = ["", *(f"{shots} shots, {GROUPS[group]}" for shots, group in columns)]
     rows = [[NAMES.get(m, m), *(counted(scores, m, *column) for column in columns)] for m in scores.methods]
     note = (
-        "The held-out pairs of object and attribute are those that neither the VLM, as an answer, nor the diffusion "
-        "model met together in training: the parts have to be put together anew."
+        "The held-out pairs of object and attribute were left out of the training of the VLM, the aligner and the "
+        "diffusion model: their parts have to be put together anew."
     )
     return join([tag("h3", "Pairs never seen in training"), tag("p", note), table(head, rows)])
 

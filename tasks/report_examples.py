@@ -34,7 +34,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Example:
-    """A prompt with everything that a card shows."""
+    """A prompt with everything that a card shows; `expected` in the words that a judge would use."""
 
     prompt: Prompt
     expected: str
@@ -111,7 +111,7 @@ def card(example: Example, names: Mapping[str, str]) -> Html:
         "article",
         head,
         tag("div", *shown, class_="strip"),
-        tag("p", "The right picture shows ", tag("b", example.expected), class_="asked"),
+        tag("p", "Right answer: ", tag("b", example.expected), class_="asked"),
         tag("div", *drawn, class_="answers") if drawn else None,
         said,
         class_="card",
@@ -140,7 +140,7 @@ def hero(examples: Iterable[Example]) -> Html | None:
         result,
         class_="hero",
     )
-    said = f"One of the questions below, answered rightly: {example.expected}."
+    said = f"One of the questions below, with the right answer: {example.expected}."
     return join([strip, tag("p", said, class_="soft")])
 
 

@@ -113,9 +113,9 @@ def training(content: Content) -> Html:
     said = (
         f"{plural(counts.get('parameters', 0), 'parameter')}, {plural(counts.get('steps', 0), 'step')} of "
         f"{spec.get('batch')} captions: {ways.get(str(spec.get('masking')), '')}. The diffusion model takes no part "
-        f"in it. Validation is on {plural(counts.get('validation_rows', 0), 'caption')} that it is never trained on."
+        f"in it. Validation is on {plural(counts.get('validation_rows', 0), 'held-out caption')}."
     )
-    note = "Loss per token (logarithmic) by step. The pale line is each step's loss, the dark one a running mean."
+    note = "Loss per token (logarithmic) by step. The faint line is each step's loss, the bold one a running mean."
     return join([tag("p", said), curves(content.training, content.validation), tag("p", note, class_="soft")])
 
 

@@ -15,7 +15,7 @@ from thinkdiff.tasks.report_markup import Html, join, percent, tag
 from thinkdiff.tasks.report_numbers import Cell, Mean
 
 DRAWN_POINTS = 500
-SMOOTH_SHARE = 40  # the training curve's running mean spans this fraction of the steps
+SMOOTH_SHARE = 25  # the training curve's running mean spans this fraction of the steps
 LABEL_HEIGHT = 11.0  # percent of a plot's height that an end label takes
 LOWEST_LABEL = 94.0
 
@@ -168,11 +168,11 @@ def end_labels(ends: list[tuple[str, float, float, str]]) -> list[Html]:
 
 
 def running_mean(values: Sequence[float]) -> list[float]:
-    """The mean of the values around every place; the window is a fraction of the whole and smaller near the ends."""
+    """The mean of the values around every place; the window is a fraction of the whole and cut off at the ends."""
     half = len(values) // SMOOTH_SHARE // 2
     sums = [0.0, *itertools.accumulate(values)]
-    reach = [min(half, i, len(values) - 1 - i) for i in range(len(values))]
-    return [(sums[i + r + 1] - sums[i - r]) / (2 * r + 1) for i, r in enumerate(reach)]
+    spans = [(max(i - half, 0), min(i + half + 1, len(values))) for i in range(len(values))]
+    return [(sums[end] - sums[start]) / (end - start) for start, end in spans]
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = DRAWN_POINTS) -> list[tuple[float, float]]:

@@ -130,6 +130,7 @@ thead th {
 tbody th { font-weight: 500; white-space: nowrap; }
 th small, td small { display: block; white-space: nowrap; line-height: 1.25; }
 .last-mean tbody tr:last-child > * { font-weight: 650; border-bottom: 0; }
+.costs tbody th { white-space: normal; }
 .costs td:last-child, .costs th:last-child { text-align: left; padding-left: 1.2rem; }
 .metered { white-space: nowrap; }
 .meter {
@@ -139,7 +140,9 @@ th small, td small { display: block; white-space: nowrap; line-height: 1.25; }
 .meter i { display: block; height: 100%; background: var(--accent); border-radius: 2px; }
 .heat td, .heat tbody th { padding: 2px; border: 0; }
 .tint { display: block; padding: .35rem .6rem; border-radius: 4px; }
-.tint small { display: block; line-height: 1.2; }
+.tint small { line-height: 1.2; color: inherit; opacity: .75; }
+.heat { table-layout: fixed; min-width: 52rem; }
+.heat th:first-child { width: 7.5rem; }
 .words th, .words td { text-align: left; }
 .words code, .words time { white-space: nowrap; }
 
@@ -182,7 +185,7 @@ img.small { image-rendering: pixelated; }
 }
 .right .mark { background: var(--accent); color: var(--paper); }
 .wrong .mark { background: var(--paper); color: var(--ink); box-shadow: 0 0 0 1.5px var(--soft); }
-.wrong img { opacity: .72; }
+.wrong img { outline: 1.5px dashed var(--soft); }
 .answers figcaption b { display: block; font-weight: 650; }
 .wrong figcaption span { color: var(--soft); }
 .said { font: italic .9375rem/1.4 var(--serif); margin: .8rem 0 0; overflow-wrap: anywhere; }
@@ -206,6 +209,7 @@ footer { margin-top: 4rem; color: var(--soft); font-size: .875rem; }
   table { font-size: .8438rem; }
   .plot { height: 240px; margin-left: 2.1rem; margin-right: 3.9rem; }
   .cards { grid-template-columns: minmax(0, 1fr); }
+  .costs td:last-child { min-width: 9rem; }
 }
 @media print { section { break-inside: avoid-page; } main { padding: 0; } }
 """

@@ -92,9 +92,8 @@ class Step(Generic[P, A]):
         self.body, self.kind, self.name = body, kind, body.__name__
         self.signature = inspect.signature(body)
         functools.update_wrapper(self, body)
-        self.task = task(
-            self._run, name=self.name, cache_policy=NO_CACHE, persist_result=False, cache_result_in_memory=True
-        )
+        settings: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False, "cache_result_in_memory": True}
+        self.task: Any = task(name=self.name, **settings)(self._run)
 
     def __call__(self, run: Execution, *args: P.args, **kwargs: P.kwargs) -> Outcome[A]:
         """Runs the task and waits. Raises what the body raised."""
@@ -150,9 +149,7 @@ class Step(Generic[P, A]):
         log.info("%s: made %s (%s)", self.name, folder.uri, ", ".join(f"{k} {v}" for k, v in made.counts.items()))
         return Completed(data=artifact, message=folder.uri)
 
-    def _record(
-        self, folder: Folder, spec: Spec, parents: dict[str, Artifact], made: Made, seconds: float
-    ) -> A:
+    def _record(self, folder: Folder, spec: Spec, parents: dict[str, Artifact], made: Made, seconds: float) -> A:
         context = FlowRunContext.get()
         flow_run = str(context.flow_run.id) if context and context.flow_run else None
         files = tuple(sorted(made.files, key=lambda entry: entry.path))
@@ -199,8 +196,8 @@ def page(artifact: Artifact, text: str) -> str:
     """The markdown that the Prefect UI shows for an artifact."""
     rows = [f"| {name} | {value} |" for name, value in artifact.counts.items()]
     table = "\n".join(["| count | value |", "|---|---|", *rows]) if rows else ""
-    head = f"# {artifact.stage}\n\n`{artifact.uri}`\n\nfingerprint `{artifact.fingerprint}`, digest `{artifact.digest[:16]}…`"
-    return "\n\n".join(part for part in (head, table, text) if part)
+    identity = f"fingerprint `{artifact.fingerprint}`, digest `{artifact.digest[:16]}…`"
+    return "\n\n".join(p for p in (f"# {artifact.stage}", f"`{artifact.uri}`", identity, table, text) if p)
 
 
 @functools.cache

@@ -24,7 +24,7 @@ class T5Decoder:
         with loading(path):
             from transformers import AutoTokenizer, T5ForConditionalGeneration
 
-            model = T5ForConditionalGeneration.from_pretrained(path, dtype=dtype)
+            model: Any = T5ForConditionalGeneration.from_pretrained(path, dtype=dtype)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
         self.norm_D = model.encoder.final_layer_norm.weight.detach().float().clone()
         model.encoder.block = model.encoder.block[:0]
@@ -49,7 +49,7 @@ class T5Decoder:
         from transformers.modeling_outputs import BaseModelOutput
 
         output = self.model(
-            encoder_outputs=BaseModelOutput(last_hidden_state=x_BLD),
+            encoder_outputs=BaseModelOutput(last_hidden_state=x_BLD),  # pyright: ignore[reportArgumentType]
             attention_mask=mask_BL,
             labels=labels_BU,
             decoder_attention_mask=(labels_BU != -100).long(),

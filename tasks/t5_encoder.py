@@ -56,8 +56,7 @@ class T5Encoder:
         return [n if eos or n == 1 else n - 1 for n in (len(self._token_ids(text)) for text in texts)]
 
     def empty(self) -> npt.NDArray[np.float32]:
-        """The (1, D) embedding of the empty text, `</s>` alone: the other side of classifier-free
-        guidance."""
+        """(1, D) of the empty text, `</s>` alone: the other side of classifier-free guidance."""
         return self.encode([""])[0]
 
     def _token_ids(self, text: str) -> list[int]:

@@ -94,10 +94,7 @@ class TransformersEngine:
         inputs = self._inputs(request)
         prompt_ids: list[int] = inputs["input_ids"][0].tolist()
         with torch.inference_mode():
-            result = self._model.generate(
-                **inputs, generation_config=self._generation_config(sampling), output_hidden_states=True,
-                return_dict_in_generate=True,
-            )  # fmt: skip
+            result = self._model.generate(**inputs, generation_config=self._generation_config(sampling))
         ids: list[int] = result.sequences[0, len(prompt_ids) :].tolist()
         features_TD = np.zeros((0, self.hidden_size), to_numpy(result.hidden_states[0][-1][0, :0]).dtype)
         if "generated" in self.features:
@@ -140,6 +137,7 @@ class TransformersEngine:
         ends = sorted(self.eos_token_ids)
         return GenerationConfig(
             do_sample=False, num_beams=1, max_new_tokens=limit, pad_token_id=ends[0], use_cache=True,
+            output_hidden_states=True, return_dict_in_generate=True,
             eos_token_id=ends if policy == "stop" else None,
             suppress_tokens=ends if policy == "forced" else None,
         )  # fmt: skip

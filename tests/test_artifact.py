@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from thinkdiff.schemas.artifact import Execution, FileEntry, canonical, content_digest, fingerprint, sha256_json
+from thinkdiff.schemas.artifact import Execution, FileEntry, Model, canonical, content_digest, fingerprint, sha256_json
 from thinkdiff.schemas.captions import CaptionSpec, Collection, sample_key
 from thinkdiff.schemas.errors import SpecError, ThinkDiffError
-from thinkdiff.schemas.features import FeatureSpec
+from thinkdiff.schemas.features import CaptionPrompts, FeatureSpec
 
 
 def caption_spec(**changes):
@@ -79,5 +79,6 @@ def test_errors_are_what_callers_expect():
 
 
 def test_feature_spec_defaults_are_the_papers():
-    spec = FeatureSpec(vlm={"name": "Qwen/Qwen2-VL-7B-Instruct"})
+    spec = FeatureSpec(vlm=Model(name="Qwen/Qwen2-VL-7B-Instruct"))
+    assert isinstance(spec.prompts, CaptionPrompts)
     assert (spec.max_tokens, spec.end_policy, len(spec.prompts.texts)) == (64, "forced", 16)

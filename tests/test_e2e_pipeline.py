@@ -108,7 +108,9 @@ def test_e2e_generate_draws_a_picture_from_pictures_and_words(first, world, tmp_
     root, _ = first
     pictures = sorted(world.glob("mini-world-*/cobsat/color_*/red_*.jpg"))[:2]
     out = tmp_path / "out.png"
-    done = thinkdiff("generate", "red", str(pictures[0]), "red", str(pictures[1]), "blue", "--root", str(root), "-o", str(out))
+    done = thinkdiff(
+        "generate", "red", str(pictures[0]), "red", str(pictures[1]), "blue", "--root", str(root), "-o", str(out)
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert Image.open(out).size == (32, 32)
 

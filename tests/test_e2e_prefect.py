@@ -95,7 +95,9 @@ def test_e2e_prefect_deployment_runs_and_the_next_stage_finds_it_cached(service,
         assign(values, f"{name}={value}")
     parameters = json.dumps({"spec": values, "run": {"root": str(tmp_path / "root")}})
     for name in ("extract-features", "train-aligner"):
-        done = prefect("deployment", "run", f"thinkdiff/{name}", "--params", parameters, "--watch", env=service, timeout=500)
+        done = prefect(
+            "deployment", "run", f"thinkdiff/{name}", "--params", parameters, "--watch", env=service, timeout=500
+        )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     tasks = api(service, "/task_runs/filter", {"sort": "EXPECTED_START_TIME_ASC"})
     seen = [(task["name"].rsplit("-", 1)[0], task["state"]["name"]) for task in tasks]

@@ -61,4 +61,3 @@ def test_fault_kill_in_extraction_and_training_then_re_run(first, world, tmp_pat
     np.testing.assert_allclose(one.features, two.features, atol=1e-4)
     if digests(again)["extract_features"] == digests(calm)["extract_features"]:
         assert digests(again)["train_aligner"] == digests(calm)["train_aligner"]
-

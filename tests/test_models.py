@@ -58,9 +58,7 @@ def test_folder_of_another_digest_than_its_revision_is_refused(family: Path, cha
 
 
 @pytest.mark.parametrize("name", ["../family/tiny", "tiny/../../family/tiny", "..\\family\\tiny"])
-def test_name_that_leaves_the_model_folders_is_not_looked_for_in_them(
-    family: Path, tmp_path: Path, name: str
-):
+def test_name_that_leaves_the_model_folders_is_not_looked_for_in_them(family: Path, tmp_path: Path, name: str):
     (tmp_path / "other").mkdir()
     with pytest.raises(ModelError, match="expected"):
         model_path(Model(name=name, revision="sha256:" + "0" * 64), run_with(tmp_path / "other"))

@@ -12,15 +12,15 @@ import pytest
 from prefect import flow
 
 from thinkdiff.schemas.aligner import AlignerCheckpoint, AlignerSpec
-from thinkdiff.schemas.artifact import Execution
-from thinkdiff.schemas.captions import CaptionSet, CaptionSpec
+from thinkdiff.schemas.artifact import Execution, Model
+from thinkdiff.schemas.captions import CaptionSet, CaptionSpec, Collection
 from thinkdiff.schemas.errors import LockedError
 from thinkdiff.storage.lease import Lease
 from thinkdiff.storage.root import Folder
 from thinkdiff.tasks.step import Made, Work, step
 
-SPEC = CaptionSpec(collections=({"name": "c", "format": "cc3m-tsv", "url": "c.tsv"},), n=1)
-CHILD = AlignerSpec(t5={"name": "t5"})
+SPEC = CaptionSpec(collections=(Collection(name="c", format="cc3m-tsv", url="c.tsv"),), n=1)
+CHILD = AlignerSpec(t5=Model(name="t5"))
 CALLS: list[str] = []
 
 

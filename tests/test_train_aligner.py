@@ -11,7 +11,7 @@ import pytest
 
 from thinkdiff.mini.release import weights_folder
 from thinkdiff.schemas.aligner import AlignerSpec
-from thinkdiff.schemas.artifact import Execution, Model, content_digest
+from thinkdiff.schemas.artifact import Execution, Model, Provenance, content_digest
 from thinkdiff.schemas.errors import SpecError
 from thinkdiff.schemas.features import FeatureSet, FeatureSpec
 from thinkdiff.storage.feature_rows import FeatureRow
@@ -84,7 +84,7 @@ def features(tmp_path_factory) -> FeatureSet:
     return FeatureSet(
         stage="extract_features", fingerprint="0" * 32, digest=content_digest(files), uri=folder.uri, version=1,
         spec=vlm.model_dump(mode="json"), parents={}, files=files, counts={"rows": ROWS}, stats={"hidden_size": WIDTH},
-        provenance={"created": "", "seconds": 0, "host": "", "git_commit": None, "packages": {}},
+        provenance=Provenance(created="", seconds=0, host="", git_commit=None, packages={}),
     )  # fmt: skip
 
 

@@ -70,7 +70,9 @@ def main() -> None:
             raise SystemExit(f"found states {states}, expected all Cached: run the recipe once first")
         extra.append(our_cpu - bare_cpu)
         walls.append(our_wall - bare_wall)
-        print(f"pair {pair}: bare {bare_cpu:.1f} CPU s ({bare_wall:.1f} s), ours {our_cpu:.1f} CPU s ({our_wall:.1f} s)")
+        print(
+            f"pair {pair}: bare {bare_cpu:.1f} CPU s ({bare_wall:.1f} s), ours {our_cpu:.1f} CPU s ({our_wall:.1f} s)"
+        )
     low, high = interval(extra)
     print(f"extra CPU: median {statistics.median(extra):.2f} s [{low:.2f}, {high:.2f}]")
     print(f"extra wall: median {statistics.median(walls):.2f} s; load {os.getloadavg()[0]:.1f}")

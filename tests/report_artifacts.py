@@ -1,0 +1,210 @@
+"""Everything that a report is made of, as the stages would have left it under a root, and a reader of its HTML."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import random
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from thinkdiff.schemas.aligner import AlignerCheckpoint, AlignerSpec
+from thinkdiff.schemas.artifact import Model, Parent, Provenance, content_digest
+from thinkdiff.schemas.captions import CaptionSet
+from thinkdiff.schemas.cobsat import CobsatPrompts, Family
+from thinkdiff.schemas.features import FeatureSet, FeatureSpec
+from thinkdiff.schemas.images import ImageSet
+from thinkdiff.schemas.media import MediaSet, MediaSpec
+from thinkdiff.schemas.scores import Scorecard, ScoreSpec
+from thinkdiff.storage.media_files import MediaWriter
+from thinkdiff.storage.records import write_record
+from thinkdiff.storage.root import Folder
+from thinkdiff.storage.score_tables import PROMPTS, VERDICTS, AskedPrompt, Verdict, write_rows
+from thinkdiff.tasks.cobsat import pictures, prompts, true_caption
+from thinkdiff.tasks.score_cobsat import count
+
+METHODS = ("aligned", "text_bridge", "true_caption")
+ODDS = {"aligned": 0.7, "text_bridge": 0.85, "true_caption": 0.97}
+HOSTILE = "</p><script>alert('x')</script><img src=https://evil.example/x onerror=alert(1)>"
+THINGS = ("circle", "square", "star", "ring", "moon", "<b>heart")
+ASKED = CobsatPrompts(
+    families=tuple(
+        Family(name=name, values=tuple(f"{name}-{n}" for n in range(6)), things=THINGS)
+        for name in ("color", "background", "style", "action", "texture")
+    ),
+    images="cobsat",
+    per_task=6,
+    held_out=tuple(
+        (name, f"{name}-{n}", THINGS[m]) for name in ("color", "style") for n in range(6) for m in (n, n - 1)
+    ),
+)
+
+
+def artifact(kind, root: Path, stage, number: int, files=(), spec=None, parents=None, counts=None, stats=None):
+    """An artifact with its record, as a stage would have left it."""
+    folder = stage_folder(root, stage, number)
+    entries = tuple(sorted(files, key=lambda entry: entry.path))
+    made = kind(
+        stage=stage, fingerprint=f"{number:032x}", digest=content_digest(entries), uri=folder.uri, spec=spec or {},
+        version=1, files=entries, counts=counts or {}, stats=stats or {},
+        parents={
+            role: Parent(stage=p.stage, fingerprint=p.fingerprint, digest=p.digest, uri=p.uri)
+            for role, p in (parents or {}).items()
+        },
+        provenance=Provenance(
+            created="2026-01-02T03:04:05+00:00", seconds=1.5, host=f"host-of-{stage}", git_commit="c" * 40,
+            packages={"torch": "2.13.0"},
+        ),
+    )  # fmt: skip
+    write_record(made)
+    return made
+
+
+def stage_folder(root: Path, stage: str, number: int) -> Folder:
+    return Folder.at(str(root / stage / f"{number:032x}"))
+
+
+def png(seed: str, size: int = 8) -> bytes:
+    """A picture of one colour with a darker square, its own for every seed."""
+    rng = random.Random(seed)
+    pixels = np.full((size, size, 3), [rng.randrange(80, 256) for _ in range(3)], np.uint8)
+    pixels[size // 4 : size // 2, size // 4 : size // 2] //= 2
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "PNG")
+    return data.getvalue()
+
+
+def make_media(root: Path, number: int, queries: FeatureSet, methods=METHODS) -> MediaSet:
+    folder, asked = stage_folder(root, "generate_media", number), prompts(ASKED)
+    rows = [
+        AskedPrompt(
+            p.name,
+            p.task,
+            p.family,
+            p.shots,
+            p.held_out,
+            p.target_value,
+            p.target_thing,
+            HOSTILE,
+            true_caption(ASKED, p),
+        )
+        for p in asked
+    ]
+    files = [write_rows(folder, PROMPTS, AskedPrompt, rows)]
+    for method in methods:
+        files += MediaWriter(folder).commit(method, 0, [(p.name, png(method + p.name)) for p in asked])
+    spec = MediaSpec(decoder=Model(name="some/decoder"), t5=Model(name="t5"), methods=methods).model_dump(mode="json")
+    stats = {"methods": list(methods)}
+    return artifact(MediaSet, root, "generate_media", number, files, spec, {"queries": queries}, {"pictures": 1}, stats)
+
+
+def make_scores(root: Path, number: int, media: MediaSet, odds: dict[str, float], seed: int) -> Scorecard:
+    rng, verdicts = random.Random(seed), []
+    for method, p in itertools.product(media.stats["methods"], prompts(ASKED)):
+        right = rng.random() < odds[method]
+        value = p.target_value if right else "<i>none"
+        verdicts.append(
+            Verdict(
+                method, p.name, p.task, p.family, p.shots, p.held_out, p.target_value, p.target_thing,
+                value, p.target_thing, right, True, right,
+            )
+        )  # fmt: skip
+    found = {m: count([v for v in verdicts if v.method == m], 0.95) for m in media.stats["methods"]}
+    folder = stage_folder(root, "score_cobsat", number)
+    files = [
+        write_rows(folder, VERDICTS, Verdict, verdicts),
+        folder.write("scores.json", json.dumps({"confidence": 0.95, "methods": found}).encode()),
+    ]
+    headline = {m: {s: by[s]["mean"]["accuracy"] for s in by} for m, by in found.items()}
+    spec = ScoreSpec(judge=Model(name="some/judge")).model_dump(mode="json")
+    return artifact(Scorecard, root, "score_cobsat", number, files, spec, {"media": media}, stats={"scores": headline})
+
+
+def build(root: Path) -> tuple[dict[str, Any], dict[str, Scorecard]]:
+    """The stage's parents by role and its variants, with hostile words in every text that data bring."""
+    for picture in pictures(ASKED):
+        path = root / "data" / "cobsat" / picture.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(picture.path))
+    captions = artifact(CaptionSet, root, "sample_captions", 1, counts={"captions": 300})
+    images = artifact(ImageSet, root, "fetch_images", 2, parents={"captions": captions}, counts={"images": 299})
+    vlm = Model(name="some/vlm")
+    features = artifact(FeatureSet, root, "extract_features", 3, spec=FeatureSpec(vlm=vlm).model_dump(mode="json"))
+    queries = artifact(
+        FeatureSet, root, "extract_features", 4, spec=FeatureSpec(vlm=vlm, prompts=ASKED).model_dump(mode="json")
+    )
+    losses = {"training": [5 / (1 + i / 20) for i in range(200)], "validation": [[100, 1.25], [200, 0.875]]}
+    entry = stage_folder(root, "train_aligner", 5).write("losses.json", json.dumps(losses).encode())
+    aligner = artifact(
+        AlignerCheckpoint, root, "train_aligner", 5, [entry], AlignerSpec(t5=Model(name="t5")).model_dump(mode="json"),
+        counts={"steps": 200, "training_rows": 250, "validation_rows": 49, "parameters": 12345},
+    )  # fmt: skip
+    media = make_media(root, 6, queries)
+    scores = make_scores(root, 7, media, ODDS, seed=0)
+    levels = {
+        "aligned": 0.7, "no masking": 0.2, "input tokens": 0.69,
+        "aligned, less robust decoder": 0.3, "no masking, less robust decoder": 0.9,
+    }  # fmt: skip
+    alone = make_media(root, 8, queries, ("aligned",))
+    variants = {
+        f"{name}, seed {seed}": make_scores(root, 100 + 10 * i + seed, alone, {"aligned": level}, seed=9 * i + seed)
+        for i, (name, level) in enumerate(levels.items())
+        for seed in range(5)
+    }
+    parents = {
+        "captions": captions,
+        "images": images,
+        "features": features,
+        "aligner": aligner,
+        "media": media,
+        "scores": scores,
+    }
+    return parents, variants
+
+
+class Parsed(HTMLParser):
+    """The elements of a page: attributes, tables as lists of rows of texts, and the text. Fails on unbalanced tags."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: list[list[list[str]]] = []
+        self.words: list[str] = []
+        self._open: list[str] = []
+        self.feed(source)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br"):
+            self._open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self._open:
+            self.words.append(data)
+        if self._open and ("td" in self._open or "th" in self._open):
+            self.tables[-1][-1][-1] += data + " "
+
+    def table(self, first: str) -> dict[str, list[str]]:
+        """The rows of the first table with that cell in its head, by their first cell."""
+        found = next(t for t in self.tables if first in [cell.strip() for cell in t[0]])
+        return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in found[1:]}
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())

@@ -1,0 +1,271 @@
+"""Pictures from answers: each method against its models called by hand, resuming to the byte, what is refused."""
+
+from __future__ import annotations
+
+import io
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from store_artifacts import artifact_of
+from tiny_diffusion import SIDE, WIDTH, make_tiny_flux, make_tiny_t5
+
+import thinkdiff.tasks.generate_media as stage
+from thinkdiff.schemas.aligner import AlignerCheckpoint, AlignerSpec
+from thinkdiff.schemas.artifact import Execution, Model, content_digest
+from thinkdiff.schemas.cobsat import CobsatPrompts, Family
+from thinkdiff.schemas.errors import InputError
+from thinkdiff.schemas.features import FeatureSet, FeatureSpec
+from thinkdiff.schemas.media import MediaSet, MediaSpec
+from thinkdiff.storage.checkpoints import save_aligner
+from thinkdiff.storage.feature_store import FeatureRow, FeatureWriter
+from thinkdiff.storage.media_files import MediaReader
+from thinkdiff.storage.root import Folder
+from thinkdiff.storage.score_tables import read_prompts
+from thinkdiff.tasks import cobsat
+from thinkdiff.tasks.step import Work
+
+HIDDEN, TOKENS, PROMPT_TOKENS = 12, 8, 6
+FAMILY = Family(
+    name="color", values=("red", "blue", "green"), things=("star", "ring", "moon"), caption="a {value} {thing}"
+)
+BENCHMARK = CobsatPrompts(families=(FAMILY,), images="x", shots=(2,), per_task=6, held_out=(("color", "red", "star"),))
+PROMPTS = cobsat.prompts(BENCHMARK)
+SPEC = MediaSpec(
+    decoder=Model(name="flux"), t5=Model(name="t5"), height=SIDE, width=SIDE, steps=2, true_cfg_scale=2.0,
+    precision="float32",
+)  # fmt: skip
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the code under test catches it."""
+
+
+class Meter:
+    """A progress bar that remembers, and can end the process when a part has been committed."""
+
+    def __init__(self, die_at: int | None) -> None:
+        self.done, self.resumed, self.die_at = 0, 0, die_at
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def resume(self, count: int) -> None:
+        self.resumed += count
+
+    def advance(self, count: int = 1) -> None:
+        self.done += count
+        if self.die_at is not None and self.done >= self.die_at:
+            raise Killed
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    make_tiny_flux(folder / "flux")
+    make_tiny_t5(folder / "t5")
+    return folder
+
+
+@pytest.fixture
+def make(models, tmp_path, monkeypatch):
+    """Runs the stage with parts of 5 pictures; returns what it made, the folder as an artifact, and the meter."""
+    monkeypatch.setattr(stage, "PART", 5)
+
+    def run(spec: MediaSpec, queries: FeatureSet, aligner=None, name: str = "media", die_at: int | None = None):
+        folder, meter = Folder.at(str(tmp_path / name)), Meter(die_at)
+        execution = Execution(device="cpu", threads=1, model_dirs=(str(models),))
+        work = Work(folder, execution, SimpleNamespace(), logging.getLogger("test"))  # pyright: ignore[reportArgumentType]
+        object.__setattr__(work, "progress", lambda total, unit: meter)
+        made = stage.generate_media.body(work, spec, queries, aligner)
+        return made, artifact_of(MediaSet, folder, made.files, "generate_media"), meter
+
+    return run
+
+
+def answers() -> list[FeatureRow]:
+    """Row 0 ends at once, row 1 says its true caption, every third row never ends, all others say other words."""
+    rng, rows = np.random.default_rng(0), []
+    for i, prompt in enumerate(PROMPTS):
+        n = int(rng.integers(3, TOKENS + 1))
+        eos = 0 if i == 0 else -1 if i % 3 == 0 else n - 1 if i % 2 else n - 2  # tokens after the end happen too
+        text = "" if i == 0 else "a red ring" if i > 1 else cobsat.true_caption(BENCHMARK, prompt)
+        features, inputs = (rng.normal(size=(size, HIDDEN)).astype(np.float32) for size in (n, PROMPT_TOKENS - i % 2))
+        rows.append(FeatureRow(prompt.name, "asked", tuple(range(n)), eos, text, features, inputs))
+    return rows
+
+
+ANSWERS = answers()
+
+
+def feature_set(folder: Folder, rows: list[FeatureRow], spec: FeatureSpec) -> FeatureSet:
+    writer = FeatureWriter(
+        folder, rows=len(rows), tokens=TOKENS, width=HIDDEN, dtype="float32", shard_size=7, input_tokens=PROMPT_TOKENS
+    )
+    writer.prepare()
+    for shard in range(writer.shards):
+        writer.commit(shard, [rows[i] for i in writer.span(shard)])
+    found = artifact_of(FeatureSet, folder, writer.files())
+    return found.model_copy(update={"spec": spec.model_dump(mode="json")})
+
+
+@pytest.fixture(scope="module")
+def queries(tmp_path_factory) -> FeatureSet:
+    spec = FeatureSpec(vlm=Model(name="vlm"), prompts=BENCHMARK)
+    return feature_set(Folder.at(str(tmp_path_factory.mktemp("queries"))), ANSWERS, spec)
+
+
+def trained(folder: Path, **changes) -> AlignerCheckpoint:
+    import torch
+
+    from thinkdiff.tasks.aligner import Aligner, AlignerConfig
+
+    torch.manual_seed(3)
+    config = AlignerConfig(HIDDEN, 16, WIDTH)
+    state = {name: value.numpy() for name, value in Aligner(config).state_dict().items()}
+    stored = Folder.at(str(folder))
+    found = artifact_of(AlignerCheckpoint, stored, save_aligner(stored, state, config.as_dict()), "train_aligner")
+    spec = AlignerSpec(t5=Model(name="t5")).but(**changes)
+    return found.model_copy(update={"spec": spec.model_dump(mode="json")})
+
+
+@pytest.fixture(scope="module")
+def aligner(tmp_path_factory) -> AlignerCheckpoint:
+    return trained(tmp_path_factory.mktemp("aligner"))
+
+
+def pixels(media: MediaSet, method: str, name: str) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(MediaReader(media).read(method, name))))
+
+
+def by_hand(models: Path, embeddings: list[np.ndarray], seed: int = SPEC.seed) -> list[np.ndarray]:
+    """The decoder called for one prompt at a time."""
+    from thinkdiff.tasks.flux import FluxDecoder
+    from thinkdiff.tasks.t5_encoder import T5Encoder
+
+    decoder, empty = FluxDecoder(str(models / "flux"), precision="float32"), T5Encoder(str(models / "t5")).empty()
+    seeds = [stage.picture_seed(seed, prompt.name) for prompt in PROMPTS]
+    return [
+        next(decoder.generate([x_LD], [s], empty, SIDE, SIDE, 2, 3.5, 2.0))[1]
+        for x_LD, s in zip(embeddings, seeds, strict=True)
+    ]
+
+
+def aligned_by_hand(aligner: AlignerCheckpoint, rows: list[np.ndarray]) -> list[np.ndarray]:
+    from thinkdiff.tasks.alignment import TrainedAligner
+
+    return [TrainedAligner(aligner, "cpu")(x_LQ) for x_LQ in rows]
+
+
+def assert_same_pictures(media: MediaSet, method: str, expected: list[np.ndarray]) -> None:
+    for prompt, picture in zip(PROMPTS, expected, strict=True):
+        found = pixels(media, method, prompt.name).astype(int)
+        assert np.abs(found - picture).max() <= 1, prompt.name
+
+
+def test_each_method_draws_its_own_embeddings_of_every_prompt(make, models, queries, aligner):
+    from thinkdiff.tasks.t5_encoder import T5Encoder
+
+    made, media, _ = make(SPEC, queries, aligner)
+    encoder, reader = T5Encoder(str(models / "t5")), MediaReader(media)
+    cut = [row.features[: max(row.eos, 1) if row.eos >= 0 else None] for row in ANSWERS]
+    texts = {
+        "text_bridge": [row.text for row in ANSWERS],
+        "true_caption": [cobsat.true_caption(BENCHMARK, prompt) for prompt in PROMPTS],
+    }
+    assert_same_pictures(media, "aligned", by_hand(models, aligned_by_hand(aligner, cut)))
+    for method, said in texts.items():
+        assert_same_pictures(media, method, by_hand(models, encoder.encode(said, eos=False)))
+    for method in SPEC.methods:
+        assert sorted(reader.names(method)) == sorted(prompt.name for prompt in PROMPTS)
+    assert made.counts == {"prompts": 12, "pictures": 36}
+    first = PROMPTS[1].name
+    assert (pixels(media, "text_bridge", first) == pixels(media, "true_caption", first)).all()
+    assert (pixels(media, "aligned", first) != pixels(media, "true_caption", first)).any()
+
+
+def test_prompts_table_tells_what_was_asked_and_answered(make, queries, aligner):
+    _, media, _ = make(SPEC.but(methods=("text_bridge",)), queries)
+    asked = read_prompts(media)
+    assert [row.name for row in asked] == [prompt.name for prompt in PROMPTS]
+    assert [row.answer for row in asked] == [row.text for row in ANSWERS]
+    for row, prompt in zip(asked, PROMPTS, strict=True):
+        assert (row.task, row.shots, row.target_value, row.target_thing, row.held_out) == (
+            prompt.task, prompt.shots, prompt.target_value, prompt.target_thing, prompt.held_out,
+        )  # fmt: skip
+        assert row.true_caption == f"a {prompt.target_value} {prompt.target_thing}"
+
+
+def test_end_rows_are_drawn_on_request(make, models, queries, aligner):
+    from thinkdiff.tasks.t5_encoder import T5Encoder
+
+    _, media, _ = make(SPEC.but(keep_eos=True), queries, aligner)
+    whole = [row.features for row in ANSWERS]
+    assert_same_pictures(media, "aligned", by_hand(models, aligned_by_hand(aligner, whole)))
+    said = T5Encoder(str(models / "t5")).encode([row.text for row in ANSWERS])
+    assert_same_pictures(media, "text_bridge", by_hand(models, said))
+
+
+def test_aligner_of_input_tokens_is_given_the_prompts_states(make, models, queries, tmp_path):
+    aligner = trained(tmp_path / "aligner", features="input", masking="none")
+    _, media, _ = make(SPEC.but(methods=("aligned",)), queries, aligner)
+    inputs = [row.input_features for row in ANSWERS if row.input_features is not None]
+    assert_same_pictures(media, "aligned", by_hand(models, aligned_by_hand(aligner, inputs)))
+
+
+def test_run_resumed_after_kills_ends_in_the_same_bytes_and_repeats_no_part(make, queries, aligner):
+    calm, _, meter = make(SPEC, queries, aligner)
+    assert (meter.resumed, meter.done) == (0, 36)
+    for die_at in (5, 10, 7):  # in the first method, at its end, in the second
+        with pytest.raises(Killed):
+            make(SPEC, queries, aligner, "rough", die_at)
+    rough, _, meter = make(SPEC, queries, aligner, "rough")
+    assert meter.resumed + meter.done == 36
+    assert meter.resumed == 24
+    assert content_digest(rough.files) == content_digest(calm.files)
+
+
+def test_half_written_part_is_made_again(make, queries, tmp_path):
+    spec = SPEC.but(methods=("true_caption",))
+    calm, media, _ = make(spec, queries)
+    folder = Folder(media.uri)
+    tars = [entry.path for entry in calm.files if entry.path.endswith(".tar")]
+    folder.write(tars[0], folder.read(tars[0])[:1000])
+    folder.delete(tars[1])
+    again, _, meter = make(spec, queries)
+    assert (meter.resumed, meter.done) == (2, 10)
+    assert content_digest(again.files) == content_digest(calm.files)
+
+
+def test_other_seed_draws_other_pictures_of_the_same_prompts(make, queries):
+    spec = SPEC.but(methods=("true_caption",))
+    (_, one, _), (_, other, _) = make(spec, queries), make(spec.but(seed=7), queries, name="other")
+    for prompt in PROMPTS:
+        found = pixels(one, "true_caption", prompt.name), pixels(other, "true_caption", prompt.name)
+        assert (found[0] != found[1]).any()
+    assert len({stage.picture_seed(1, prompt.name) for prompt in PROMPTS}) == len(PROMPTS)
+
+
+def test_methods_that_need_an_aligner_are_refused_without_one(make, queries):
+    with pytest.raises(InputError, match="found no aligner"):
+        make(SPEC, queries)
+
+
+def test_features_of_captioning_prompts_are_refused(make, tmp_path, aligner):
+    folder = Folder.at(str(tmp_path / "captions"))
+    captions = feature_set(folder, ANSWERS, FeatureSpec(vlm=Model(name="vlm")))
+    with pytest.raises(InputError, match="found features of captioning prompts"):
+        make(SPEC, captions, aligner)
+
+
+def test_answers_to_other_prompts_than_the_specs_are_refused(make, tmp_path, aligner):
+    spec = FeatureSpec(vlm=Model(name="vlm"), prompts=BENCHMARK.model_copy(update={"seed": 5}))
+    other = feature_set(Folder.at(str(tmp_path / "other")), ANSWERS, spec)
+    with pytest.raises(InputError, match="found the answers to other prompts"):
+        make(SPEC, other, aligner)

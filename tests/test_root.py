@@ -1,0 +1,77 @@
+"""Folders by path and URL, and what a failed write leaves. What every root must do is test_contract_storage.py."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from thinkdiff.schemas.errors import RootError
+from thinkdiff.storage.root import Folder, locate
+
+
+def test_folder_at_makes_paths_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert Folder.at("runs") == Folder(str(tmp_path / "runs"))
+    assert Folder.at("a/../b/") == Folder(str(tmp_path / "b"))
+    assert Folder.at("~/runs") == Folder(str(tmp_path / "home" / "runs"))
+    assert Folder.at(f"file://{tmp_path}/x") == Folder(str(tmp_path / "x"))
+    assert Folder.at("s3://bucket/prefix/") == Folder("s3://bucket/prefix")
+    assert Folder.at("s3://bucket/prefix") / "stage" / "name" == Folder("s3://bucket/prefix/stage/name")
+
+
+@pytest.mark.parametrize("uri", ["gs://bucket/x", "http://host/x", "x://y"])
+def test_folder_at_an_unknown_scheme_is_refused(uri: str):
+    with pytest.raises(RootError, match="found scheme"):
+        Folder.at(uri)
+
+
+@pytest.mark.parametrize(
+    ("base", "url", "folder", "name"),
+    [
+        ("/data", "cc3m.tsv", "/data", "cc3m.tsv"),
+        ("/data/", "a/b.tsv", "/data/a", "b.tsv"),
+        ("/data", "/else/b.tsv", "/else", "b.tsv"),
+        ("/data", "s3://bucket/a/b.tsv", "s3://bucket/a", "b.tsv"),
+        ("s3://bucket/data", "a/b.tsv", "s3://bucket/data/a", "b.tsv"),
+        ("s3://bucket/data", "/else/b.tsv", "/else", "b.tsv"),
+        ("/data", "/b.tsv", "/", "b.tsv"),
+    ],
+)
+def test_locate_takes_relative_urls_from_the_base(base: str, url: str, folder: str, name: str):
+    assert locate(base, url) == (Folder(folder), name)
+
+
+def test_write_that_fails_keeps_the_old_file_and_leaves_no_temporary(tmp_path: Path):
+    folder = Folder(str(tmp_path))
+    folder.write("kept/file", b"old")
+    os.mkdir(tmp_path / "kept" / "taken")
+    with pytest.raises(RootError, match="not writable"):
+        folder.write("kept/taken", b"new")  # a folder has the name
+    assert sorted(os.listdir(tmp_path / "kept")) == ["file", "taken"]
+
+
+SHORT_OF_ROOM = """
+import resource, sys
+from thinkdiff.schemas.errors import RootError
+from thinkdiff.storage.root import Folder
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+for put in (Folder(sys.argv[1]).write, Folder(sys.argv[1]).create):
+    try:
+        put("file" if put.__name__ == "write" else "other", b"n" * 5000)
+    except RootError as error:
+        print(error)
+"""
+
+
+def test_write_that_runs_out_of_room_keeps_the_old_file(tmp_path: Path):
+    folder = Folder(str(tmp_path))
+    folder.write("file", b"old")
+    done = subprocess.run([sys.executable, "-c", SHORT_OF_ROOM, folder.uri], capture_output=True, text=True, check=True)
+    assert done.stdout.count("not writable (File too large)") == 2
+    assert os.listdir(tmp_path) == ["file"]
+    assert folder.read("file") == b"old"
