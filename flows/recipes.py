@@ -167,7 +167,10 @@ def mini_held_out() -> tuple[tuple[str, str, str], ...]:
 
 
 def lvlm_paper() -> PipelineSpec:
-    """ThinkDiff-LVLM as in the paper: 1.7 M pictures, Qwen2-VL-7B, FLAN-T5-XXL, FLUX.1-dev, CoBSAT. Needs GPUs."""
+    """ThinkDiff-LVLM as in the paper, up to generate_media: 1.7 M pictures, Qwen2-VL-7B, FLAN-T5-XXL, FLUX.1-dev.
+
+    Needs GPUs. It has no judge yet: the benchmark's is a VLM, and the one here is an image classifier.
+    """
     from thinkdiff.tasks.cobsat import COBSAT_FAMILIES
 
     vlm, t5 = Model(name="Qwen/Qwen2-VL-7B-Instruct"), Model(name="google/flan-t5-xxl")
@@ -189,7 +192,6 @@ def lvlm_paper() -> PipelineSpec:
             prompts=CobsatPrompts(families=COBSAT_FAMILIES, images="cobsat/datasets"), max_tokens=128, end_policy="stop"
         ),
         media=MediaSpec(decoder=Model(name="black-forest-labs/FLUX.1-dev"), t5=Model(name="google/t5-v1_1-xxl")),
-        scores=ScoreSpec(judge=Model(name="openai/clip-vit-base-patch32")),
         report=ReportSpec(title="ThinkDiff-LVLM on CoBSAT"),
     )
 

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from thinkdiff.flows import recipes
 from thinkdiff.schemas.artifact import STAGES, Artifact, Execution, Frozen, Stage
+from thinkdiff.schemas.errors import SpecError
 from thinkdiff.schemas.pipeline import PipelineSpec
 from thinkdiff.schemas.scores import Scorecard
 from thinkdiff.tasks.extract_features import extract_features
@@ -91,6 +92,11 @@ def thinkdiff(
     spec = spec or recipes.recipe(recipe)
     if refresh:
         run = run.model_copy(update={"refresh": tuple(refresh)})
+    if spec.scores is None and STAGES.index(target) > STAGES.index("generate_media"):
+        raise SpecError(
+            f"{spec.name}: found no judge in the spec, expected one for {target}. "
+            "Build up to generate_media, or give a spec with `scores`."
+        )
     run = recipes.execution(run, spec)
     return pipeline(spec, STAGES.index(target), run).model_dump(mode="json")
 
@@ -115,6 +121,7 @@ def pipeline(spec: PipelineSpec, last: int, run: Execution) -> RunResult:
     media = ledger.add(generate_media(run, spec.media, queries, aligner))
     if last < STAGES.index("score_cobsat"):
         return ledger.result()
+    assert spec.scores is not None
     scores = ledger.add(score_cobsat(run, spec.scores, media))
     if last < STAGES.index("render_report"):
         return ledger.result(scores)
@@ -132,6 +139,7 @@ def scored_variants(
         name = f"{variant.name}, seed {variant.aligner.seed}"
         aligner = ledger.add(train_aligner(run, variant.aligner, features), role=name)
         media = ledger.add(generate_media(run, variant.media, queries, aligner), role=name)
+        assert spec.scores is not None
         found[name] = ledger.add(score_cobsat(run, spec.scores, media), role=name)
     return found
 
@@ -147,7 +155,7 @@ def found_variants(name: str, run: Execution, images: Any) -> dict[str, Scorecar
     for variant in study.variants:
         aligner = train_aligner.lookup(run, variant.aligner, features)
         media = generate_media.lookup(run, variant.media, queries, aligner) if aligner else None
-        scores = score_cobsat.lookup(run, study.scores, media) if media else None
+        scores = score_cobsat.lookup(run, study.scores, media) if media and study.scores else None
         if scores is not None:
             found[f"{variant.name}, seed {variant.aligner.seed}"] = scores
     return found

@@ -45,6 +45,6 @@ class PipelineSpec(Frozen):
     aligner: AlignerSpec
     queries: FeatureSpec = Field(description="the benchmark's prompts through the VLM")
     media: MediaSpec
-    scores: ScoreSpec
+    scores: ScoreSpec | None = Field(default=None, description="none: the pipeline ends with generate_media")
     report: ReportSpec = ReportSpec()
     variants: tuple[Variant, ...] = ()

@@ -177,20 +177,17 @@ def paper_gain(condition: Condition, shots: int) -> float | None:
 
 def reading(difference: Difference) -> str:
     """What a difference allows to say, and whether that is what the paper says."""
-    low, high = difference.gain.low, difference.gain.high
+    low, high, paper = difference.gain.low, difference.gain.high, difference.paper
     if low is None or high is None:
         return "one pair of seeds: nothing can be said"
-    says = "better" if low > 0 else "worse" if high < 0 else "undecided"
     few = "" if difference.gain.seeds >= ENOUGH_SEEDS else f" (only {difference.gain.seeds} seeds)"
-    if difference.paper is None:
-        return {"better": "worse than aligned", "worse": "better than aligned", "undecided": "no clear difference"}[
-            says
-        ] + few
-    return {
-        "better": "worse than aligned, as in the paper",
-        "worse": "better than aligned, against the paper",
-        "undecided": "no clear difference, unlike the paper",
-    }[says] + few
+    if low > 0:
+        return "worse than aligned" + (", as in the paper" if paper is not None else "") + few
+    if high < 0:
+        return "better than aligned" + (", against the paper" if paper is not None else "") + few
+    if paper is not None and paper <= high:
+        return "undecided: both zero and the paper's figure fit" + few
+    return "no clear difference" + (", unlike the paper" if paper is not None else "") + few
 
 
 def all_shots(found: Iterable[Condition]) -> list[int]:

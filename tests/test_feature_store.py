@@ -4,11 +4,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import google_crc32c
@@ -17,51 +15,14 @@ import numpy as np
 import pytest
 import zarr
 from s3_server import place, s3  # noqa: F401
+from small_features import INPUTS, ROWS, SHARD, TOKENS, WIDTH, array_of, row, write, writer_of
 from store_artifacts import artifact_of, cut, flip
-from zarr.codecs import Crc32cCodec
 
 from thinkdiff.schemas.errors import LockedError, StoreError
 from thinkdiff.schemas.features import FeatureSet, TokenKind
-from thinkdiff.storage import bfloat16
-from thinkdiff.storage.feature_shards import NATIVE, Layout, StoredType, encode_shard, metadata_bytes
+from thinkdiff.storage.feature_shards import NATIVE, Layout, StoredType
 from thinkdiff.storage.feature_store import FeatureReader, FeatureRow, FeatureWriter
 from thinkdiff.storage.root import Folder
-
-ROWS, TOKENS, WIDTH, SHARD, INPUTS = 10, 5, 8, 4, 3
-bfloat16.register()  # what the entry point does; test_bfloat16.py tests that one
-
-
-def row(index: int, inputs: bool = False, dtype: StoredType = "float32") -> FeatureRow:
-    """A row whose length, end and text differ from those of its neighbours; row 7 is empty."""
-    rng = np.random.default_rng(index)
-    length = 0 if index == 7 else 1 + index % TOKENS
-    states = rng.standard_normal((length, WIDTH), np.float32).astype(NATIVE[dtype])
-    kept = rng.standard_normal((index % (INPUTS + 1), WIDTH), np.float32).astype(NATIVE[dtype]) if inputs else None
-    ids = tuple(int(number) for number in rng.integers(0, 150_000, length))
-    return FeatureRow(f"key {index:03}", f"prompt {index % 2}", ids, length - 1 if index % 3 else -1,
-                      f"text {index} ü\x00", states, kept)  # fmt: skip
-
-
-def writer_of(folder: Folder, inputs: bool = False, dtype: StoredType = "float32") -> FeatureWriter:
-    writer = FeatureWriter(
-        folder, rows=ROWS, tokens=TOKENS, width=WIDTH, dtype=dtype, shard_size=SHARD,
-        input_tokens=INPUTS if inputs else 0,
-    )  # fmt: skip
-    writer.prepare()
-    return writer
-
-
-def write(folder: Folder, inputs: bool = False, dtype: StoredType = "float32") -> FeatureSet:
-    writer = writer_of(folder, inputs, dtype)
-    for shard in reversed(range(writer.shards)):
-        writer.commit(shard, [row(index, inputs, dtype) for index in writer.span(shard)])
-    return artifact_of(FeatureSet, folder, writer.files())
-
-
-def array_of(group: zarr.Group) -> zarr.Array:
-    array = group["features"]
-    assert isinstance(array, zarr.Array)
-    return array
 
 
 def assert_same(found: FeatureRow, expected: FeatureRow) -> None:
@@ -86,6 +47,9 @@ def test_store_gives_back_what_went_in(place: Folder, dtype: StoredType, inputs:
     for found, wanted in zip(reader.iterate(), expected, strict=True):
         assert_same(found, wanted)
     assert_same(reader.row(5), expected[5])
+    loaded = reader.load()
+    for index, wanted in enumerate(expected):
+        np.testing.assert_array_equal(loaded.features[index, : wanted.length], wanted.features)
     assert reader.keys == [wanted.key for wanted in expected]
     assert reader.texts() == [wanted.text for wanted in expected]
     assert reader.token_ids == [list(wanted.token_ids) for wanted in expected]
@@ -120,49 +84,6 @@ def test_wide_features_are_rounded_to_nearest_even(tmp_path: Path):
     writer.commit(0, [FeatureRow("k", "p", (1,), 0, "t", wide)])
     found = FeatureReader(artifact_of(FeatureSet, folder, writer.files())).row(0).features
     np.testing.assert_array_equal(found, wide.astype(ml_dtypes.bfloat16))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_plain_zarr_reads_the_store(place: Folder, dtype: StoredType):
-    write(place, inputs=True, dtype=dtype)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        group = zarr.open_group(place.uri, mode="r")
-        assert sorted(name for name, _ in group.members()) == ["features", "input_features"]
-        found = np.asarray(array_of(group)[...])
-    assert found.dtype == NATIVE[dtype]
-    for index in range(ROWS):
-        states = row(index, dtype=dtype).features
-        np.testing.assert_array_equal(found[index, : len(states)], states)
-        assert np.isnan(found[index, len(states) :].astype(np.float32)).all()
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_metadata_and_shards_are_zarrs_own_bytes(tmp_path: Path, dtype: StoredType):
-    layout = Layout(ROWS, TOKENS, WIDTH, dtype, SHARD)
-    array = zarr.create_array(
-        str(tmp_path / "zarr"), shape=(ROWS, TOKENS, WIDTH), chunks=(1, TOKENS, WIDTH), shards=(SHARD, TOKENS, WIDTH),
-        dtype=NATIVE[dtype], compressors=[Crc32cCodec()], fill_value=float("nan"),
-        dimension_names=("row", "token", "channel"), config={"write_empty_chunks": True},
-    )  # fmt: skip
-    values = np.random.default_rng(0).standard_normal(array.shape).astype(NATIVE[dtype])
-    values[3, 2:] = np.nan
-    array[...] = values
-    assert metadata_bytes(layout.metadata()) == (tmp_path / "zarr" / "zarr.json").read_bytes()
-    for shard in range(layout.shards):
-        span = layout.span(shard)
-        ours = encode_shard(values[span.start : span.stop], layout)
-        assert bytes(ours) == (tmp_path / "zarr" / "c" / str(shard) / "0" / "0").read_bytes()
-
-
-def test_group_metadata_is_what_zarr_consolidates(tmp_path: Path):
-    write(Folder(str(tmp_path)), inputs=True)
-    ours = (tmp_path / "zarr.json").read_bytes()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        (tmp_path / "zarr.json").write_text('{"attributes": {}, "zarr_format": 3, "node_type": "group"}')
-        zarr.consolidate_metadata(str(tmp_path))
-    assert json.loads((tmp_path / "zarr.json").read_bytes()) == json.loads(ours)
 
 
 def test_same_rows_give_the_same_bytes(tmp_path: Path):
@@ -370,13 +291,13 @@ def test_index_out_of_range_raises(tmp_path: Path):
 KILLER = """
 import os, signal, sys, time
 sys.path.insert(0, {tests!r})
-import test_feature_store as tests
+import small_features
 from thinkdiff.storage.root import Folder
 
 for number in range({kills}):
     child = os.fork()
     if not child:
-        tests.write(Folder({folder!r}) / str(number), inputs=True)
+        small_features.write(Folder({folder!r}) / str(number), inputs=True)
         os._exit(0)
     time.sleep(number * 0.006)
     os.kill(child, signal.SIGKILL)

@@ -43,6 +43,8 @@ def test_end_row_is_dropped_on_request_but_never_the_only_row(folder):
     for with_end, without in zip(encoder.encode(TEXTS), encoder.encode(TEXTS, eos=False), strict=True):
         assert len(without) == max(len(with_end) - 1, 1)
         np.testing.assert_array_equal(without, with_end[: len(without)])
+    for eos in (True, False):
+        assert encoder.lengths(TEXTS, eos) == [len(x_LD) for x_LD in encoder.encode(TEXTS, eos)]
     np.testing.assert_allclose(encoder.empty(), by_hand(folder, ""), atol=2e-5)
 
 
