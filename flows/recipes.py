@@ -84,13 +84,15 @@ def ablations() -> PipelineSpec:
     return base.model_copy(update={"variants": variants})
 
 
-def miniature(name: str, per_task: int, input_tokens: bool = False) -> PipelineSpec:
-    """The miniature's pipeline with `per_task` prompts for each task and number of shots."""
-    from thinkdiff.mini.release import BENCHMARK_SEED, WORLD_SEED
+def miniature(name: str, per_task: int, input_tokens: bool = False, tuning: bool = False) -> PipelineSpec:
+    """The miniature's pipeline with `per_task` prompts for each task and number of shots.
 
-    world = World(
-        folder=f"mini-world-{WORLD_SEED}-{BENCHMARK_SEED}", seed=WORLD_SEED, rows=9000, benchmark_seed=BENCHMARK_SEED
-    )
+    `tuning` takes the prompts and pictures on which choices are made instead of those that scores are reported on.
+    """
+    from thinkdiff.mini.release import BENCHMARK_SEED, TUNING_SEED, WORLD_SEED
+
+    seed = TUNING_SEED if tuning else BENCHMARK_SEED
+    world = World(folder=f"mini-world-{WORLD_SEED}-{seed}", seed=WORLD_SEED, rows=9000, benchmark_seed=seed)
     formats: dict[str, CollectionFormat] = {"cc3m": "cc3m-tsv", "cc12m": "cc12m-tsv", "sbu": "sbu-json"}
     files = {"cc3m": "cc3m.tsv", "cc12m": "cc12m.tsv", "sbu": "sbu-captions-all.json"}
     t5 = mini_model("mini-t5")
@@ -125,7 +127,7 @@ def miniature(name: str, per_task: int, input_tokens: bool = False) -> PipelineS
         queries=features.but(
             prompts=CobsatPrompts(
                 families=mini_families(), images=f"{world.folder}/cobsat", instruction=MINI_INSTRUCTION,
-                shots=(2, 4), per_task=per_task, seed=BENCHMARK_SEED, held_out=mini_held_out(),
+                shots=(2, 4), per_task=per_task, seed=seed, held_out=mini_held_out(),
             ),
             max_input_tokens=192 if input_tokens else 0,
         ),

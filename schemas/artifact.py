@@ -84,7 +84,7 @@ class Execution(Frozen):
     """Where and how fast a stage runs. Never part of a fingerprint."""
 
     root: str = Field(default="runs", description="artifact root: a path or s3://bucket/prefix")
-    data: str | None = Field(default=None, description="where relative collection URLs start; default <root>/data")
+    data: str | None = Field(default=None, description="where relative collection URLs start; default ROOT/data")
     model_dirs: tuple[str, ...] = Field(default=(), description="folders searched for models before the hub")
     engine: Literal["vllm", "transformers"] = "vllm"
     device: Literal["auto", "cpu", "cuda"] = "auto"

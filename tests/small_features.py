@@ -1,4 +1,4 @@
-"""A feature store small enough to look at: ten rows in three shards, the last one short, every row of another length."""
+"""A feature store small enough to look at: ten rows in three shards, the last one short, rows of many lengths."""
 
 from __future__ import annotations
 

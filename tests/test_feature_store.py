@@ -1,4 +1,4 @@
-"""The feature store: bytes against zarr-python, values against what went in, faults of every file, kill -9."""
+"""The feature store: what went in comes out, faults of every file, kill -9. Its bytes are test_feature_shards.py."""
 
 # ruff: noqa: F811 - a fixture is imported and then is a parameter's name
 
