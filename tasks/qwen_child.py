@@ -217,7 +217,10 @@ def main() -> None:
     threading.Thread(target=exit_with_parent, args=(descriptor,), daemon=True).start()
     engine: VllmEngine | None = None
     while True:
-        message = connection.recv()
+        try:
+            message = connection.recv()
+        except EOFError:
+            return
         try:
             if engine is None:
                 engine = VllmEngine(message)

@@ -17,6 +17,15 @@ from thinkdiff.tasks.flux import FluxDecoder
 STEPS, GUIDANCE = 3, 2.0
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Threads only wait for each other on models this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return make_tiny_flux(tmp_path_factory.mktemp("flux"))

@@ -27,10 +27,11 @@ from thinkdiff.storage.root import Folder
 
 
 def command(root: Path, data: Path) -> list[str]:
-    """The run that is disturbed: the miniature up to the aligner."""
+    """The run that is disturbed: a shorter miniature up to the aligner."""
+    settings = {"captions.n": 2048, "aligner.steps": 300, "aligner.checkpoint_every": 20, "features.shard_size": 128}
     return [
         sys.executable, "-m", "thinkdiff.flows.cli", "run", "mini", "--root", str(root), "--data", str(data),
-        "--until", "train_aligner", "--json",
+        "--until", "train_aligner", "--json", *(f"--set={name}={value}" for name, value in settings.items()),
     ]  # fmt: skip
 
 
@@ -54,7 +55,7 @@ def killed_run(root: Path, data: Path, stage: str, rng: random.Random) -> str:
     folder = root / stage
     while process.poll() is None and not list(folder.glob("*/lease.json")):
         time.sleep(0.1)
-    delay = rng.uniform(0.0, 45.0)
+    delay = rng.uniform(0.0, 30.0)
     end = time.monotonic() + delay
     while process.poll() is None and time.monotonic() < end:
         time.sleep(0.05)
