@@ -33,7 +33,8 @@ from thinkdiff.storage.feature_shards import (
 from thinkdiff.storage.records import missing_files, verified_bytes
 from thinkdiff.storage.root import Folder
 
-THREADS = 4
+TABLES_AT_ONCE = 8
+SHARDS_AT_ONCE = 2  # each is in memory twice while it is checked and copied
 MAX_RUN = 1 << 25
 States = dict[TokenKind, npt.NDArray[Any]]
 LENGTHS: dict[TokenKind, str] = {"generated": "length", "input": "input_length"}
@@ -92,7 +93,7 @@ class FeatureReader:
     @cached_property
     def table(self) -> pa.Table:
         """Everything but the features, N rows: key, prompt, token_ids, length, eos, text, input_length."""
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(TABLES_AT_ONCE) as pool:
             table = pa.concat_tables(pool.map(self._table, range(self._layout.shards))).combine_chunks()
         must_differ(table.column("key").to_pylist(), self.folder.uri)
         return table
@@ -154,7 +155,7 @@ class FeatureReader:
             if not finite(part):
                 raise self._not_finite(f"in shard {shard}")
 
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(SHARDS_AT_ONCE) as pool:
             list(pool.map(fill, range(layout.shards)))
         return LoadedFeatures(
             features_NTD,

@@ -77,7 +77,11 @@ def service(tmp_path_factory):
         for process in (worker, server):
             if process is not None:
                 process.terminate()
-                process.wait(30)
+                try:
+                    process.wait(60)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
 
 
 def test_e2e_prefect_deployments_differ_only_in_parameters(service):

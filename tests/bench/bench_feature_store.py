@@ -69,7 +69,7 @@ def cases(home: Path, options: argparse.Namespace) -> dict[str, tuple[float, Cal
             list(pool.map(lambda pick: array[int(pick)], picks))
 
     return {
-        "copy a shard in memory (raw)": (block.nbytes, lambda: bytes(block.data)),
+        "copy a shard in memory (raw)": (block.nbytes, lambda: block.copy()),
         "encode a shard": (block.nbytes, lambda: encode_shard(block, layout)),
         "write and sync a file (raw)": (len(plain), lambda: folder.write("raw", plain)),
         "read all files (raw)": (options.rows * data, lambda: [folder.read(name) for name in names]),
