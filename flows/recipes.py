@@ -121,8 +121,8 @@ def miniature(name: str, per_task: int, input_tokens: bool = False, tuning: bool
         features=features,
         aligner=AlignerSpec(
             t5=t5, hidden=192, steps=1000, batch=32, lr=2e-3, warmup_lr=2e-5, warmup_steps=100, min_lr=0.0,
-            schedule="linear", schedule_steps=1000, weight_decay=0.0, clip_grad_norm=1.0, validation_rows=512,
-            validation_every=250, checkpoint_every=100, seed=0,
+            schedule="linear", schedule_steps=1000, weight_decay=0.0, clip_grad_norm=1.0, precision="float32",
+            validation_rows=512, validation_every=250, checkpoint_every=100, seed=0,
         ),
         queries=features.but(
             prompts=CobsatPrompts(
@@ -133,7 +133,7 @@ def miniature(name: str, per_task: int, input_tokens: bool = False, tuning: bool
         ),
         media=MediaSpec(
             decoder=mini_model("mini-flux"), t5=t5, height=32, width=32, steps=16, guidance_scale=1.0,
-            true_cfg_scale=3.0, seed=1,
+            true_cfg_scale=3.0, precision="float32", seed=1,
         ),
         scores=ScoreSpec(judge=mini_model("mini-judge")),
         report=ReportSpec(title="ThinkDiff in miniature"),
