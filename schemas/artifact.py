@@ -91,6 +91,11 @@ class Execution(Frozen):
     threads: int = Field(default=0, ge=0, description="CPU threads of a model; 0 leaves it to the recipe")
     batch: int = Field(default=64, ge=1, description="pictures generated or judged together")
     max_num_seqs: int = Field(default=256, ge=1, description="requests the engine runs together")
+    workers: int = Field(default=0, ge=0, description="splits read side by side; 0: as many as there are processors")
+    runner: Literal["threads", "ray", "dask"] = Field(
+        default="threads", description="Prefect task runner of what is split; ray and dask need their extras"
+    )
+    split_bytes: int = Field(default=256 << 20, ge=1, description="size of the parts that collections are read in")
     refresh: tuple[Stage, ...] = Field(default=(), description="stages recomputed even when their record is there")
     lease: float = Field(default=30.0, gt=0, description="seconds after which an unrenewed lock is free")
 
@@ -106,6 +111,7 @@ class FileEntry(Frozen):
     path: str = Field(description="relative to the artifact's URI")
     size: int = Field(ge=0, description="bytes")
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    content: bool = Field(default=True, description="false for provenance, which enters no content digest")
 
     @model_validator(mode="after")
     def _stays_inside(self) -> Self:
@@ -199,5 +205,8 @@ def fingerprint(spec: Spec, parents: Mapping[str, Artifact]) -> str:
 
 
 def content_digest(files: tuple[FileEntry, ...]) -> str:
-    """The digest of an artifact's content: names, sizes and sha256 of its files, in the order of their names."""
-    return sha256_json([[f.path, f.size, f.sha256] for f in sorted(files, key=lambda f: f.path)])
+    """The digest of an artifact's content: names, sizes and sha256 of its files, in the order of their names.
+
+    Files of provenance are left out, so that what was made where changes no child.
+    """
+    return sha256_json([[f.path, f.size, f.sha256] for f in sorted(files, key=lambda f: f.path) if f.content])

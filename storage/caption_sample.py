@@ -1,17 +1,18 @@
-"""The sample of captions on disk: `captions.parquet`, sorted by key, and `malformed.parquet` beside it.
+"""The sample of captions on disk: `captions.parquet`, sorted by key, and where its rows stood beside it.
 
-In: sampled captions and malformed rows. Out: file entries; the same rows give the same bytes.
+In: columns of sampled captions, their origins, malformed rows. Out: file entries; the same rows give the same bytes.
+`origins.parquet` and `malformed.parquet` are provenance: files and row numbers enter no content digest.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from thinkdiff.schemas.artifact import FileEntry
@@ -22,25 +23,23 @@ from thinkdiff.storage.root import Folder
 from thinkdiff.storage.tables import column, read_table, table_bytes
 
 if TYPE_CHECKING:
-    from thinkdiff.storage.caption_shards import Malformed
+    from thinkdiff.storage.caption_rows import Malformed
 
-CAPTIONS, MALFORMED = "captions.parquet", "malformed.parquet"
+CAPTIONS, ORIGINS_FILE, MALFORMED = "captions.parquet", "origins.parquet", "malformed.parquet"
 BATCH = 1 << 14
 
 
 class SampledCaption(NamedTuple):
-    """A sampled caption; file and row say where it stood."""
+    """A sampled caption."""
 
     key: str
     collection: str
     url: str
     caption: str
-    file: str
-    row: int
 
 
-TEXTS = ("key", "collection", "url", "caption", "file")
-SAMPLE = pa.schema([*(column(name, pa.string()) for name in TEXTS), column("row", pa.int64())])
+SAMPLE = pa.schema([column(name, pa.string()) for name in SampledCaption._fields])
+ORIGINS = pa.schema([column("key", pa.string()), column("file", pa.string()), column("row", pa.int64())])
 BAD = pa.schema(
     [
         column("collection", pa.string()),
@@ -52,12 +51,17 @@ BAD = pa.schema(
 )
 
 
-def write_captions(folder: Folder, rows: Iterable[SampledCaption]) -> FileEntry:
-    """Writes the sample sorted by key. Raises StoreError when a key comes twice."""
-    ordered = sorted(rows, key=attrgetter("key"))
-    must_ascend([row.key for row in ordered], folder.full(CAPTIONS))
-    columns = {name: [getattr(row, name) for row in ordered] for name in SAMPLE.names}
-    return folder.write(CAPTIONS, table_bytes(pa.Table.from_pydict(columns, SAMPLE)))
+def write_captions(folder: Folder, columns: Mapping[str, pa.Array]) -> FileEntry:
+    """Writes the columns of the sample. Raises StoreError when they are not sorted by key, or one comes twice."""
+    must_be_sorted(columns["key"], folder.full(CAPTIONS))
+    table = pa.Table.from_pydict({name: columns[name] for name in SAMPLE.names})
+    return folder.write(CAPTIONS, table_bytes(table, page_index=True))
+
+
+def write_origins(folder: Folder, key: pa.Array, file: pa.Array, row: pa.Array) -> FileEntry:
+    """Writes in which file, and in which row of it, each caption of the sample stood."""
+    table = pa.Table.from_arrays([key, file, row], schema=ORIGINS)
+    return folder.write(ORIGINS_FILE, table_bytes(table)).model_copy(update={"content": False})
 
 
 def read_captions(artifact: CaptionSet) -> list[SampledCaption]:
@@ -74,10 +78,21 @@ def iterate_captions(artifact: CaptionSet) -> Iterator[SampledCaption]:
         yield from map(SampledCaption, *(found.to_pylist() for found in batch.columns))
 
 
+def must_be_sorted(keys: pa.Array, where: str) -> None:
+    """`must_ascend` of a column."""
+    if len(keys) > 1 and not pc.call_function("less", [keys[:-1], keys[1:]]).true_count == len(keys) - 1:
+        raise out_of_order(where)
+
+
 def must_ascend(keys: list[str], where: str) -> None:
     """Raises StoreError unless the keys are unique and sorted."""
     if any(one >= other for one, other in pairwise(keys)):
-        raise StoreError(f"{where}: found a key twice or out of order, expected sorted unique keys.")
+        raise out_of_order(where)
+
+
+def out_of_order(where: str) -> StoreError:
+    """The sentence for keys that do not ascend."""
+    return StoreError(f"{where}: found a key twice or out of order, expected sorted unique keys.")
 
 
 class MalformedLog:
@@ -89,10 +104,10 @@ class MalformedLog:
         self._sink = pa.BufferOutputStream()
         self._file = pq.ParquetWriter(self._sink, BAD, compression="zstd", store_schema=False)
 
-    def add(self, collection: str, file: str, row: Malformed) -> None:
-        """Takes a row down."""
+    def add(self, collection: str, file: str, row: Malformed, begin: int = 0) -> None:
+        """Takes a row down, whose number counts from row `begin` of the file."""
         self.counts[collection, row.reason] += 1
-        self._rows.append((collection, file, row.row, row.reason, row.excerpt))
+        self._rows.append((collection, file, begin + row.row, row.reason, row.excerpt))
         if len(self._rows) == BATCH:
             self._flush()
 
@@ -100,7 +115,8 @@ class MalformedLog:
         """Writes `malformed.parquet`; call it once, at the end."""
         self._flush()
         self._file.close()
-        return folder.write(MALFORMED, memoryview(self._sink.getvalue()))
+        entry = folder.write(MALFORMED, memoryview(self._sink.getvalue()))
+        return entry.model_copy(update={"content": False})
 
     def _flush(self) -> None:
         if self._rows:

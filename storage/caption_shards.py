@@ -1,232 +1,383 @@
-"""Image-caption collections as people have them, and the sample drawn from them.
+"""Image-caption collections as people have them: their files, cut into splits that can be read side by side.
 
-In: `cc3m-tsv` (caption TAB url), `cc12m-tsv` (url TAB caption) or `sbu-json` (one object with the parallel lists
-`image_urls` and `captions`); a header line as img2dataset wants it is skipped. Out: rows and malformed rows, in file
-order, from a stream. The files that the sample is written to are `caption_sample.py`, handed on here.
+In: a `Collection`, whose format is declared. Out: `Split`s, and the rows of a split as `Block`s, from a stream. Plain
+TSV is cut at any byte, Parquet at its row groups; a compressed file, a JSON file, a pair of text files and a tar are
+one split each. A header line as img2dataset wants it is skipped. Row numbers count from 0 in a split; a file's own are
+known when the splits before it have been read.
 
-Files come from strangers: no line longer than MAX_LINE is kept, what is not UTF-8 is malformed, and so is a url that
-is not http(s). Captions are kept character for character, control characters included.
+What a row is stands in `caption_rows.py`; the files that the sample is written to are in `caption_sample.py`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import pairwise
+from typing import IO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.json as pj
+import pyarrow.parquet as pq
 
 from thinkdiff.schemas.captions import Collection, CollectionFormat
 from thinkdiff.schemas.errors import InputError
-from thinkdiff.storage.caption_sample import MalformedLog, SampledCaption, read_captions, write_captions
-from thinkdiff.storage.root import Folder, locate
+from thinkdiff.storage.caption_blocks import Block, Bytes, arrow_block, lists_block, tsv_block
+from thinkdiff.storage.caption_lines import COMPRESSIONS, compression, line_chunks, lines_array, open_stream
+from thinkdiff.storage.caption_rows import (
+    BYTE_ORDER_MARK,
+    COLUMNS,
+    MAX_LINE,
+    SWAPPED,
+)
+from thinkdiff.storage.image_sources import read_tar
+from thinkdiff.storage.root import Folder, locate, matching
 
-MAX_LINE = 1 << 16
 MAX_JSON = 1 << 30
 PROBE = 100
-EXCERPT = 80
-SWAPPED = "caption and url exchanged"
-COLUMNS: dict[CollectionFormat, tuple[str, str]] = {"cc3m-tsv": ("caption", "url"), "cc12m-tsv": ("url", "caption")}
+ROWS = 1 << 14  # of a block that is not cut by bytes
 HINTS: dict[CollectionFormat, str] = {
     "cc3m-tsv": "it looks like cc12m-tsv; declare that format.",
     "cc12m-tsv": "it looks like cc3m-tsv; declare that format.",
     "sbu-json": "exchange the two lists.",
+    "sbu-txt": "exchange url and captions_url.",
 }
-SURROGATE = re.compile("[\ud800-\udfff]")
-URL = re.compile(r"https?://[^\s\x00-\x1f\x7f]+", re.IGNORECASE)
+PARQUET: dict[CollectionFormat, tuple[str, str]] = {
+    "img2dataset-parquet": ("url", "caption"),
+    "hub-parquet": ("image_url", "caption"),
+}
 
 
-@dataclass(frozen=True, slots=True)
-class CaptionRow:
-    """A good row; `row` counts from 0, without the header."""
+@dataclass(frozen=True)
+class Split:
+    """A part of a collection's file that can be read by itself.
 
-    row: int
-    url: str
-    caption: str
-
-
-@dataclass(frozen=True, slots=True)
-class Malformed:
-    """A bad row: why, and how it begins."""
-
-    row: int
-    reason: str
-    excerpt: str
-
-
-class CaptionFile:
-    """One collection file: iterate over it. `size` and `sha256` are known when the iteration has ended.
-
-    Raises InputError when the file is missing, empty, of another format than declared, or of another digest.
+    `start` and `stop` are bytes of a plain TSV file (the split owns the lines that begin there), row groups of a
+    Parquet file, and 0 and the size in bytes of any other file; `bytes` is about how much of the file it reads.
     """
 
-    def __init__(self, folder: Folder, name: str, form: CollectionFormat, expected_sha256: str | None = None) -> None:
-        self.folder, self.name = folder, name
-        self.form: CollectionFormat = form
-        self.size = 0
-        self.sha256: str | None = None
-        self._expected = expected_sha256
-        self._hasher = hashlib.sha256()
-
-    @staticmethod
-    def of(collection: Collection, data_root: str) -> CaptionFile:
-        """The file of a collection; a relative url starts at the data root. Nothing is read yet."""
-        folder, name = locate(data_root, collection.url)
-        return CaptionFile(folder, name, collection.format, collection.sha256)
+    collection: str
+    form: CollectionFormat
+    uri: str
+    name: str
+    start: int
+    stop: int
+    bytes: int
+    captions: str | None = None  # of sbu-txt: the path of the other file
 
     @property
     def where(self) -> str:
         """The full path or URL, for messages."""
-        return self.folder.full(self.name)
+        return Folder(self.uri).full(self.name)
 
-    def __iter__(self) -> Iterator[CaptionRow | Malformed]:
-        self.size, self._hasher = 0, hashlib.sha256()
-        rows = self._json_rows() if self.form == "sbu-json" else self._lines()
-        head: list[CaptionRow | Malformed] = []
-        for row in rows:
-            head.append(row)
-            if len(head) == PROBE:
-                break
-        self._check_format(head)
-        yield from chain(head, rows)
-        self.sha256 = self._hasher.hexdigest()
-        if self._expected is not None and self.sha256 != self._expected:
+
+def collection_files(collection: Collection, data_root: str) -> list[tuple[Folder, str]]:
+    """Folder and name of each file, sorted. Raises InputError when there is none."""
+    found = matching(data_root, collection.url)
+    if not found:
+        folder, name = locate(data_root, collection.url)
+        raise InputError(
+            f"{folder.uri}/{name}: found no such file, expected a collection of format {collection.format}. Relative "
+            "urls start at the data root; check the path and --data."
+        )
+    return found
+
+
+def collection_splits(collection: Collection, data_root: str, size: int) -> list[Split]:
+    """The splits of a collection, each of about `size` bytes at most where its format can be cut, in file order.
+
+    Raises InputError for a file that is missing, empty, or of another digest than declared.
+    """
+    files = collection_files(collection, data_root)
+    if collection.sha256 is not None:
+        check_digest(files, collection.sha256)
+    other = None
+    if collection.captions_url is not None:
+        folder, name = locate(data_root, collection.captions_url)
+        other = folder.full(name)
+    found: list[Split] = []
+    for folder, name in files:
+        length = folder.size(name)
+        whole = Split(collection.name, collection.format, folder.uri, name, 0, length, length, other)
+        if not length:
             raise InputError(
-                f"{self.where}: found sha256 {self.sha256}, expected {self._expected} as declared. It is another "
-                "version of the collection; take the right file or change the declaration."
+                f"{whole.where}: found an empty file, expected a collection of format {collection.format}. "
+                "Copy it again."
             )
+        if collection.format in PARQUET:
+            cuts = row_group_cuts(whole, size)
+        elif collection.format in COLUMNS and compression(name) is None:
+            parts = max(1, -(-length // size))
+            cuts = [length * i // parts for i in range(parts + 1)]
+        else:
+            cuts = [0, length]
+        found += [
+            Split(whole.collection, whole.form, whole.uri, name, *cut, length // (len(cuts) - 1), other)
+            for cut in pairwise(cuts)
+        ]
+    return found
 
-    def _chunks(self) -> Iterator[bytes]:
-        try:
-            for chunk in self.folder.chunks(self.name):
-                self._hasher.update(chunk)
-                self.size += len(chunk)
-                yield chunk
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise InputError(
-                f"{self.where}: found no such file, expected a collection of format {self.form}. Relative urls start "
-                "at the data root; check the path and --data."
-            ) from None
-        if not self.size:
-            raise InputError(
-                f"{self.where}: found an empty file, expected a collection of format {self.form}. Copy it again."
-            )
 
-    def _lines(self) -> Iterator[CaptionRow | Malformed]:
-        number, first = 0, True
-        for line in split_lines(self._chunks()):
-            if first:
-                first = False
-                line = line.removeprefix(b"\xef\xbb\xbf")
-                if self._is_header(line):
-                    continue
-            yield self._parse(number, line)
-            number += 1
-
-    def _is_header(self, line: bytes) -> bool:
-        names = tuple(line.decode("utf-8", "replace").strip().lower().split("\t"))
-        if names == COLUMNS[self.form]:
-            return True
-        if names == COLUMNS[self.form][::-1]:
-            raise self._swapped()
-        return False
-
-    def _parse(self, number: int, line: bytes) -> CaptionRow | Malformed:
-        if len(line) > MAX_LINE:
-            return Malformed(number, f"longer than {MAX_LINE} bytes", excerpt(line[:MAX_LINE]))
-        try:
-            fields = line.decode("utf-8").removesuffix("\r").split("\t")
-        except UnicodeDecodeError:
-            return Malformed(number, "not UTF-8", excerpt(line))
-        if len(fields) != 2:
-            return Malformed(number, f"{len(fields)} fields instead of 2" if line else "empty line", excerpt(line))
-        caption, url = fields if self.form == "cc3m-tsv" else fields[::-1]
-        return judged(number, url, caption)
-
-    def _json_rows(self) -> Iterator[CaptionRow | Malformed]:
-        data = bytearray()
-        for chunk in self._chunks():
-            data += chunk
-            if len(data) > MAX_JSON:
-                raise InputError(f"{self.where}: found more than {MAX_JSON} bytes, expected a smaller sbu-json file.")
-        try:
-            found = json.loads(data)
-        except (ValueError, RecursionError):
-            found = None
-        urls, captions = (found.get("image_urls"), found.get("captions")) if isinstance(found, dict) else (None, None)
-        if not isinstance(urls, list) or not isinstance(captions, list) or len(urls) != len(captions):
-            raise InputError(
-                f"{self.where}: found no JSON object with lists image_urls and captions of one length, expected "
-                "format sbu-json. Declare the format that the file has, or copy the file again."
-            )
-        for number, (url, caption) in enumerate(zip(urls, captions, strict=True)):
-            if not isinstance(url, str) or not isinstance(caption, str):
-                yield Malformed(number, "not two strings", excerpt(repr((url, caption))[:MAX_LINE]))
-            else:
-                yield judged(number, url, caption)
-
-    def _check_format(self, head: list[CaptionRow | Malformed]) -> None:
-        good = sum(isinstance(row, CaptionRow) for row in head)
-        if sum(isinstance(row, Malformed) and row.reason == SWAPPED for row in head) > good:
-            raise self._swapped()
-        if head and not good:
-            first = head[0]
-            reason = first.reason if isinstance(first, Malformed) else ""
-            raise InputError(
-                f"{self.where}: found no good row among the first {len(head)} (row 0: {reason}), expected format "
-                f"{self.form}. Declare the format that the file has; compressed files must be unpacked."
-            )
-        if not head:
-            raise InputError(f"{self.where}: found no rows, expected a collection of format {self.form}.")
-
-    def _swapped(self) -> InputError:
-        hint = HINTS[self.form]
-        return InputError(
-            f"{self.where}: found the url where format {self.form} has the caption, expected the other order: {hint}"
+def check_digest(files: list[tuple[Folder, str]], expected: str) -> None:
+    """Raises InputError unless there is one file and it has that sha256."""
+    if len(files) > 1:
+        raise InputError(f"{files[0][0].uri}: found {len(files)} files, expected the one whose sha256 is declared.")
+    folder, name = files[0]
+    found = folder.hash(name).sha256
+    if found != expected:
+        raise InputError(
+            f"{folder.full(name)}: found sha256 {found}, expected {expected} as declared. It is another version of "
+            "the collection; take the right file or change the declaration."
         )
 
 
-def judged(number: int, url: str, caption: str) -> CaptionRow | Malformed:
-    """A row, good if its url is http(s) and its caption is not blank."""
-    found = f"{url}\t{caption}"
-    if len(url) + len(caption) > MAX_LINE:
-        return Malformed(number, f"longer than {MAX_LINE} characters", excerpt(found[:MAX_LINE]))
-    if not URL.fullmatch(url):
-        reason = SWAPPED if URL.fullmatch(caption) else "the url is not http(s)"
-        return Malformed(number, reason, excerpt(found))
-    if not caption.strip():
-        return Malformed(number, "empty caption", excerpt(found))
-    if SURROGATE.search(found):
-        return Malformed(number, "not valid Unicode", excerpt(found))
-    return CaptionRow(number, url, caption)
+def read_blocks(split: Split) -> Iterator[Block]:
+    """The rows of a split. Raises InputError when the file is of another format than declared, or cut off."""
+    if split.form in COLUMNS:
+        blocks = tsv_blocks(split)
+    elif split.form in PARQUET:
+        blocks = parquet_blocks(split)
+    elif split.form == "sbu-txt":
+        blocks = pair_blocks(split)
+    elif split.form == "webdataset":
+        blocks = tar_blocks(split)
+    else:
+        blocks = json_blocks(split)
+    if split.start:
+        yield from blocks
+        return
+    first = next(blocks, None)
+    check_format(split, first)
+    assert first is not None
+    yield first
+    yield from blocks
 
 
-def split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Lines without their newline; of one longer than MAX_LINE only the first MAX_LINE + 1 bytes."""
-    rest = b""
-    for chunk in chunks:
-        first, *more = chunk.split(b"\n")
-        rest = (rest + first)[: MAX_LINE + 1] if len(rest) <= MAX_LINE else rest
-        for line in more:
-            yield rest
-            rest = line[: MAX_LINE + 1]
-    if rest:
-        yield rest
+def tsv_blocks(split: Split) -> Iterator[Block]:
+    """The lines that begin in a split."""
+    number, first = 0, split.start == 0
+    stop = None if compression(split.name) else split.stop
+    for lines in line_chunks(Folder(split.uri), split.name, split.start, stop):
+        if first:
+            first = False
+            lines = without_header(split, lines)
+            if not len(lines):
+                continue
+        block = tsv_block(split.form, lines, number)
+        number += block.rows
+        yield block
 
 
-def excerpt(found: bytes | str) -> str:
-    """How a bad row begins, safe to print."""
-    text = found[: 4 * EXCERPT].decode("utf-8", "replace") if isinstance(found, bytes) else found
-    return "".join(char if char.isprintable() else "\ufffd" for char in text[:EXCERPT])
+def rows_per_byte(split: Split) -> tuple[float, Block | None]:
+    """About how many rows a byte of a file holds, by its beginning; and that beginning, where it is cheap to read.
+
+    It counts too few rather than too many.
+    """
+    folder = Folder(split.uri)
+    if split.form in PARQUET:
+        with folder.open(split.name) as file:
+            metadata = parquet_file(split, file).metadata
+        return metadata.num_rows / folder.size(split.name), next(read_blocks(split), None)
+    if split.form == "webdataset":
+        block = next(read_blocks(split))
+        return block.rows / split.bytes, block
+    if split.form == "sbu-json":
+        with open_stream(folder, split.name) as stream:
+            head = stream.read(1 << 20)
+        expansion = 4 if compression(split.name) else 1
+        return expansion * head.count(b'"http') / max(len(head), 1) / 4, None
+    block = next(read_blocks(split))
+    with open_stream(folder, split.name) as stream:
+        lines = stream.read(1 << 20)
+    expansion = 3 if compression(split.name) else 1
+    return expansion * max(lines.count(b"\n"), 1) / len(lines), block
 
 
-__all__ = [
-    "CaptionFile",
-    "CaptionRow",
-    "Malformed",
-    "MalformedLog",
-    "SampledCaption",
-    "read_captions",
-    "write_captions",
-]
+def without_header(split: Split, lines: Bytes) -> Bytes:
+    """The lines without byte order mark and header. Raises InputError for a header of the other column order."""
+    if lines[:3].tobytes() == BYTE_ORDER_MARK:
+        lines = lines[3:]
+    line, newline, _ = lines[: MAX_LINE + 1].tobytes().partition(b"\n")
+    names = tuple(line.decode("utf-8", "replace").strip().lower().split("\t"))
+    if names == COLUMNS[split.form][::-1]:
+        raise swapped(split)
+    return lines[len(line) + len(newline) :] if names == COLUMNS[split.form] else lines
+
+
+def pair_blocks(split: Split) -> Iterator[Block]:
+    """The lines of two text files side by side. Raises InputError when they have not as many lines."""
+    assert split.captions is not None
+    parent, _, name = split.captions.rpartition("/")
+    places = ((split.uri, split.name), (parent, name))
+    sides = [Lines(line_chunks(Folder(uri), name, 0, None)) for uri, name in places]
+    number = 0
+    while count := min(side.ready() for side in sides):
+        urls, captions = (side.take(count) for side in sides)
+        yield arrow_block(urls, captions, number)
+        number += count
+    if any(side.ready() for side in sides):
+        raise InputError(
+            f"{split.where}: found another number of lines than in {split.captions} (they part after {number}), "
+            "expected as many. One of the two was cut off; copy them again."
+        )
+
+
+class Lines:
+    """Lines of a stream, taken by number."""
+
+    def __init__(self, chunks: Iterator[Bytes]) -> None:
+        self._chunks = chunks
+        self._held = pa.array([], pa.large_string())
+
+    def ready(self) -> int:
+        """How many lines can be taken; 0 at the end."""
+        while not len(self._held) and (chunk := next(self._chunks, None)) is not None:
+            self._held = lines_array(chunk)
+        return len(self._held)
+
+    def take(self, count: int) -> pa.Array:
+        """The next lines."""
+        taken, self._held = self._held[:count], self._held[count:]
+        return taken
+
+
+def row_group_cuts(split: Split, size: int) -> list[int]:
+    """Where to cut a Parquet file so that every part has about `size` bytes."""
+    with Folder(split.uri).open(split.name) as file:
+        metadata = parquet_file(split, file).metadata
+    cuts, held = [0], 0
+    for group in range(metadata.num_row_groups):
+        held += metadata.row_group(group).total_byte_size
+        if held >= size or group == metadata.num_row_groups - 1:
+            cuts.append(group + 1)
+            held = 0
+    if len(cuts) == 1:
+        raise InputError(f"{split.where}: found no rows, expected a collection of format {split.form}.")
+    return cuts
+
+
+def parquet_file(split: Split, file: IO[bytes]) -> pq.ParquetFile:
+    """A Parquet file with the declared columns. Raises InputError when it is none."""
+    wanted = PARQUET[split.form]
+    try:
+        found = pq.ParquetFile(file)
+        kinds = {name: found.schema_arrow.field(name).type for name in found.schema_arrow.names}
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise InputError(
+            f"{split.where}: found no readable Parquet file ({str(error)[:80]}), expected format {split.form}."
+        ) from error
+    strings = (pa.string(), pa.large_string(), pa.string_view())
+    if any(kinds.get(name) not in strings for name in wanted):
+        other = next((form for form, names in PARQUET.items() if set(names) <= set(kinds)), None)
+        hint = f"it looks like {other}; declare that format." if other else "Declare the format that the file has."
+        raise InputError(
+            f"{split.where}: found the columns {', '.join(kinds)}, expected strings {' and '.join(wanted)}: {hint}"
+        )
+    return found
+
+
+def parquet_blocks(split: Split) -> Iterator[Block]:
+    """The rows of some row groups."""
+    url, caption = PARQUET[split.form]
+    with Folder(split.uri).open(split.name) as file:
+        table = parquet_file(split, file)
+        number = 0
+        try:
+            for batch in table.iter_batches(
+                1 << 16, row_groups=list(range(split.start, split.stop)), columns=[url, caption]
+            ):
+                block = arrow_block(batch.column(url), batch.column(caption), number)
+                number += block.rows
+                yield block
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(
+                f"{split.where}: found a Parquet file that cannot be read ({str(error)[:80]}), expected a whole one. "
+                "Copy it again."
+            ) from error
+
+
+def tar_blocks(split: Split) -> Iterator[Block]:
+    """The captions of a tar of img2dataset's, pictures passed over; a sample without url and caption is malformed."""
+    urls: list[object] = []
+    captions: list[object] = []
+    number = 0
+    for sample in read_tar(Folder(split.uri), split.name, split.collection, 0):
+        urls.append(sample.url or None)
+        captions.append(sample.caption or None)
+        if len(urls) == ROWS:
+            yield lists_block(urls, captions, number)
+            number += len(urls)
+            urls, captions = [], []
+    if urls or not number:
+        yield lists_block(urls, captions, number)
+
+
+def json_blocks(split: Split) -> Iterator[Block]:
+    """The pairs of SBU's parallel lists. Read by Arrow, and pair by pair where it finds anything unusual."""
+    with open_stream(Folder(split.uri), split.name) as stream:
+        data = stream.read(MAX_JSON + 1)
+    if len(data) > MAX_JSON:
+        raise InputError(f"{split.where}: found more than {MAX_JSON} bytes, expected a smaller sbu-json file.")
+    lists = json_lists(data)
+    if lists is None:
+        yield json_block_by_pairs(split, data)
+        return
+    del data
+    urls, captions = lists
+    for first in range(0, max(len(urls), 1), ROWS):
+        yield arrow_block(urls.slice(first, ROWS), captions.slice(first, ROWS), first)
+
+
+def json_lists(data: bytes) -> tuple[pa.Array, pa.Array] | None:
+    """The two lists of one JSON object as Arrow reads them; None where anything in it is unusual."""
+    strings = pa.list_(pa.string())
+    schema = pa.schema([("image_urls", strings), ("captions", strings)])
+    parsing = pj.ParseOptions(schema, newlines_in_values=True, unexpected_field_behavior="ignore")
+    reading = pj.ReadOptions(use_threads=False, block_size=min(len(data) + 1, 2**31 - 1))
+    try:
+        table = pj.read_json(pa.BufferReader(data), reading, parsing)
+        urls, captions = (table.column(name).combine_chunks().flatten() for name in ("image_urls", "captions"))
+    except (pa.ArrowException, ValueError):
+        return None
+    return (urls, captions) if table.num_rows == 1 and len(urls) == len(captions) else None
+
+
+def json_block_by_pairs(split: Split, data: bytes) -> Block:
+    """All pairs of SBU's lists, one by one. Raises InputError when the file holds no such lists."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        found = None
+    urls, captions = (found.get("image_urls"), found.get("captions")) if isinstance(found, dict) else (None, None)
+    if not isinstance(urls, list) or not isinstance(captions, list) or len(urls) != len(captions):
+        raise InputError(
+            f"{split.where}: found no JSON object with lists image_urls and captions of one length, expected "
+            "format sbu-json. Declare the format that the file has, or copy the file again."
+        )
+    return lists_block(urls, captions, 0)
+
+
+def check_format(split: Split, block: Block | None) -> None:
+    """Raises InputError when the beginning of a file is not of the declared format."""
+    if block is None or not block.rows:
+        raise InputError(f"{split.where}: found no rows, expected a collection of format {split.form}.")
+    head = min(block.rows, PROBE)
+    good = int(np.searchsorted(block.number, head))
+    bad = [row for row in block.malformed if row.row < head]
+    if sum(row.reason == SWAPPED for row in bad) > good:
+        raise swapped(split)
+    if not good:
+        raise InputError(
+            f"{split.where}: found no good row among the first {head} (row 0: {bad[0].reason}), expected format "
+            f"{split.form}. Declare the format that the file has; a compressed file's name ends in "
+            f"{', '.join(COMPRESSIONS)}."
+        )
+
+
+def swapped(split: Split) -> InputError:
+    """The sentence for columns in the other order."""
+    hint = HINTS.get(split.form, "exchange the two columns.")
+    return InputError(
+        f"{split.where}: found the url where format {split.form} has the caption, expected the other order: {hint}"
+    )

@@ -51,6 +51,19 @@ class Folder:
             raise RootError(f"root: found scheme {scheme!r} in {uri!r}, expected a path or s3://bucket/prefix.")
         return Folder(uri.rstrip("/"))
 
+    @staticmethod
+    def source(uri: str) -> Folder:
+        """A folder that is only read, by a path or a URL of any scheme that fsspec knows.
+
+        Raises RootError for a scheme that it does not know.
+        """
+        scheme = uri.split("://", 1)[0]
+        if "://" not in uri or scheme in ("file", "s3", "memory"):
+            return Folder.at(uri)
+        if scheme not in fsspec.available_protocols():
+            raise RootError(f"{uri}: found scheme {scheme!r}, expected a path or a URL of a scheme that fsspec knows.")
+        return Folder(uri.rstrip("/"))
+
     def __truediv__(self, name: str) -> Folder:
         return Folder(f"{self.uri}/{name}")
 
@@ -170,6 +183,10 @@ class Folder:
         """Whether there is a file of that name."""
         return self.fs.isfile(self.full(name))
 
+    def size(self, name: str) -> int:
+        """The size of a file in bytes. Raises FileNotFoundError."""
+        return int(self.fs.size(self.full(name)))
+
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Names and sizes in bytes of all files below `prefix`, temporary ones left out; {} when there is none."""
         base = self.full(prefix) if prefix else self.uri
@@ -248,7 +265,21 @@ def locate(base: str, url: str) -> tuple[Folder, str]:
     if "://" not in url and not os.path.isabs(url):
         url = f"{base.rstrip('/')}/{url}"
     parent, _, name = url.rpartition("/")
-    return Folder.at(parent or "/"), name
+    return Folder.source(parent or "/"), name
+
+
+def matching(base: str, pattern: str) -> list[tuple[Folder, str]]:
+    """Folder and name of each file that a shell pattern fits, a relative one taken from `base`, sorted.
+
+    A pattern without `*`, `?` and `[` names one file.
+    """
+    parts = pattern.split("/")
+    first = next((i for i, part in enumerate(parts) if set(part) & set("*?[")), None)
+    if first is None:
+        folder, name = locate(base, pattern)
+        return [(folder, name)] if folder.exists(name) else []
+    folder, name = locate(base, "/".join(parts[: first + 1]))
+    return [(folder, found) for found in folder.glob("/".join([name, *parts[first + 1 :]]))]
 
 
 def unwritable(uri: str, error: Exception) -> RootError:

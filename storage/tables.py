@@ -18,10 +18,12 @@ def column(name: str, kind: pa.DataType, nullable: bool = False) -> pa.Field:
     return pa.field(name, kind, nullable=nullable)
 
 
-def table_bytes(table: pa.Table) -> memoryview:
-    """A table as a zstd Parquet file."""
+def table_bytes(table: pa.Table, page_index: bool = False) -> memoryview:
+    """A table as a zstd Parquet file, perhaps with an index of its pages."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=ROW_GROUP, store_schema=False)
+    pq.write_table(
+        table, sink, compression="zstd", row_group_size=ROW_GROUP, store_schema=False, write_page_index=page_index
+    )
     return memoryview(sink.getvalue())
 
 

@@ -18,7 +18,7 @@ from thinkdiff.tasks.step import Made, Work, step
 @step(ImageSet)
 def fetch_images(work: Work, spec: ImageSpec, captions: CaptionSet) -> Made:
     """Reads the tars once, keeps the sampled pictures, writes them in the order of their keys."""
-    from thinkdiff.storage.caption_shards import read_captions
+    from thinkdiff.storage.caption_sample import read_captions
     from thinkdiff.storage.image_shards import ImageWriter, read_tars
 
     wanted = {row.key: row for row in read_captions(captions)}

