@@ -25,7 +25,6 @@ from thinkdiff.storage.feature_store import FeatureReader
 from thinkdiff.storage.records import read_record
 from thinkdiff.storage.root import Folder
 
-
 STEPS, CHECKPOINT_EVERY = 300, 20
 PARTS = {"extract_features": 16, "train_aligner": STEPS // CHECKPOINT_EVERY}
 
