@@ -14,6 +14,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import IO, Any, NamedTuple, Protocol
 
 import pyarrow as pa
@@ -67,7 +68,7 @@ class Spool:
         self._file.seek(start)
         self._file.write(data)
         self._end += size
-        self.held[place] = Held(lambda: self._read(start, size), size, width, height, kind, sha256_hex(data))
+        self.held[place] = Held(partial(self._read, start, size), size, width, height, kind, sha256_hex(data))
 
     def close(self) -> None:
         """Frees the disk."""
@@ -190,8 +191,9 @@ class ImageParts:
         about: Any = row
         start, end = about.offset, about.offset + about.size
         kind = header_name(self.folder.read_range(name, start - BLOCK, start)).rpartition(".")[2]
-        read = lambda: self.folder.read_range(name, start, end)  # noqa: E731
-        return Held(read, about.size, about.width, about.height, kind, about.sha256)
+        return Held(
+            partial(self.folder.read_range, name, start, end), about.size, about.width, about.height, kind, about.sha256
+        )
 
     def _table(self, part: Part) -> pa.Table:
         entry = part.files[-1]

@@ -152,5 +152,5 @@ def looks_like(data: bytes) -> str:
 
 
 def printable(text: str) -> str:
-    """An error's text in at most 100 plain characters, addresses of objects left out."""
-    return re.sub(r"<[^>]*>|[^ -~]", "", text)[:100].strip()
+    """An error's text in at most 100 plain characters, addresses of objects and counts of bytes left out."""
+    return re.sub(r"<[^>]*>|\([^)]*\)|[^ -~]", "", text)[:100].strip()
