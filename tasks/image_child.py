@@ -42,8 +42,8 @@ def answer(data: bytes, demands: Demands) -> bytes:
     """The answer to one picture."""
     try:
         picture = prepare_image(data, demands)
-    except PictureRefused as error:
-        reason = str(error).encode()
+    except (PictureRefused, MemoryError) as error:
+        reason = (str(error) or "needs too much memory to decode").encode()
         return HEAD.pack(REFUSED, 0, 0, len(reason)) + reason
     made = picture.data is not data
     body = picture.data if made else picture.kind.encode()
