@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator
-from itertools import groupby
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -60,17 +59,31 @@ def read_samples(folder: Folder, name: str, max_bytes: int) -> Iterator[TarSampl
     """
     with folder.open(name) as file:
         members = TarReader(file, folder.full(name)).members(lambda n: MAX_TEXT if extension(n) in TEXTS else -1)
-        for _, group in groupby(members, key=lambda member: stem(member.name)):
+        for group in groups(members):
             yield sample_of(group, max_bytes)
     yield from read_failures(folder, name)
 
 
-def sample_of(members: Iterable[Member], max_bytes: int) -> TarSample:
-    """The sample that some members of one name make; of two of one kind the first counts."""
-    by_kind: dict[str, Member] = {}
-    for member in members:
-        if (kind := extension(member.name)) in PICTURES or kind in TEXTS:
-            by_kind.setdefault(kind, member)
+def groups(members: Iterable[Member]) -> Iterator[dict[str, Member]]:
+    """The members of each sample by kind, of two of one kind the first; where the tar is damaged what there is."""
+    name, found = None, dict[str, Member]()
+    try:
+        for member in members:
+            if stem(member.name) != name:
+                if name is not None:
+                    yield found
+                name, found = stem(member.name), {}
+            if (kind := extension(member.name)) in PICTURES or kind in TEXTS:
+                found.setdefault(kind, member)
+    except InputError:
+        yield found
+        raise
+    if name is not None:
+        yield found
+
+
+def sample_of(by_kind: dict[str, Member], max_bytes: int) -> TarSample:
+    """The sample that the members of one name make."""
     picture = next((by_kind[kind] for kind in PICTURES if kind in by_kind), None)
     about = json_object(by_kind.get("json"))
     url, caption = about.get("url"), about.get("caption")
