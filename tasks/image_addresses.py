@@ -7,6 +7,7 @@ version to version; 168.63.129.16 is a cloud's metadata service at a public-look
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address, ip_network
@@ -40,14 +41,15 @@ class AddressRefused(OSError):
     """A host at an address that pictures must not come from. An OSError, since the HTTP client lets no other pass."""
 
 
-Networks = Sequence[IPv4Network | IPv6Network]
+Networks = tuple[IPv4Network | IPv6Network, ...]
 
 
 def networks(allowed: Sequence[str]) -> Networks:
     """Networks from their CIDR form."""
-    return [ip_network(network) for network in allowed]
+    return tuple(ip_network(network) for network in allowed)
 
 
+@functools.lru_cache(maxsize=4096)
 def is_public(address: str, allowed: Networks = ()) -> bool:
     """Whether an address is one of a public host, or in a network that is allowed all the same."""
     try:

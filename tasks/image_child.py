@@ -19,8 +19,7 @@ import sys
 import time
 from typing import IO
 
-from thinkdiff.schemas.images import Resize
-from thinkdiff.tasks.pictures import Demands, PictureRefused, prepare_image
+from thinkdiff.tasks.pictures import FORMATS, Demands, PictureRefused, prepare_image
 
 LENGTH, HEAD = struct.Struct(">I"), struct.Struct(">BIII")
 KEPT, MADE, REFUSED = range(3)
@@ -67,12 +66,13 @@ def send(sink: int, data: bytes) -> None:
 
 def main() -> None:
     """Reads the limits, loads the decoders, obeys the limits from there on."""
-    from PIL import Image, ImageFile
+    from PIL import Image, ImageFile, MpoImagePlugin, WebPImagePlugin
 
     limits = json.loads(sys.argv[1])
-    resize = None if limits["resize"] is None else Resize(**limits["resize"])
-    demands = Demands(limits["max_pixels"], limits["min_side"], limits["max_aspect"], resize)
-    Image.init()
+    demands = Demands(**limits["demands"])
+    Image.preinit()
+    assert MpoImagePlugin.MpoImageFile.format in FORMATS
+    assert WebPImagePlugin.WebPImageFile.format in FORMATS
     Image.MAX_IMAGE_PIXELS = None  # the demands have their own, and it is looked at as early
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     limit(limits["memory"])

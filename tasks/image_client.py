@@ -105,6 +105,7 @@ class ImageClient:
         self.allowed = networks(run.allow_networks)
         self._inner = resolver
         self._places = asyncio.Semaphore(run.fetching.concurrency)
+        self._room = asyncio.Semaphore(2 * run.fetching.concurrency)
         self._hosts: dict[tuple[str, int], Host] = {}
 
     async def __aenter__(self) -> Self:
@@ -129,19 +130,20 @@ class ImageClient:
         await self._session.close()
 
     async def get(self, text: str, use: Callable[[bytes], Awaitable[T]]) -> T:
-        """What `use` makes of the bytes behind a URL; it keeps one of the places, so that few bodies wait in memory.
+        """What `use` makes of the bytes behind a URL; so many bodies may wait for it as there are requests under way.
 
         Raises Unfetched with the reason why there are none.
         """
         url, redirects, tries = vetted(text, self.allowed), 0, 0
         while True:
             try:
-                async with contextlib.AsyncExitStack() as place:
+                async with contextlib.AsyncExitStack() as room:
                     with self._host(url) as host:
                         async with host.places:
                             await host.wait()
-                            await place.enter_async_context(self._places)
-                            answer = await self._ask(url, host)
+                            await room.enter_async_context(self._room)
+                            async with self._places:
+                                answer = await self._ask(url, host)
                     if isinstance(answer, bytes):
                         return await use(answer)
             except Passing as fault:

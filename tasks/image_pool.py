@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import signal
 import sys
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -31,7 +31,7 @@ PASSED_ON = ("PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")
 CHILD = (sys.executable, "-m", "thinkdiff.tasks.image_child")
 
 
-@dataclass(slots=True)
+@dataclasses.dataclass(slots=True)
 class Job:
     """A picture and who waits for it."""
 
@@ -45,12 +45,8 @@ class ImagePool:
     def __init__(self, demands: Demands, fetching: Fetching, child: Sequence[str] = CHILD) -> None:
         self.count = fetching.decoders or len(os.sched_getaffinity(0))
         self.seconds = fetching.decode_seconds
-        limits = {
-            "max_pixels": demands.max_pixels, "min_side": demands.min_side, "max_aspect": demands.max_aspect,
-            "resize": demands.resize.model_dump() if demands.resize else None,
-            "memory": fetching.decode_memory, "seconds": fetching.decode_seconds,
-        }  # fmt: skip
-        self._command = (*child, json.dumps(limits))
+        limits = {"memory": fetching.decode_memory, "seconds": fetching.decode_seconds}
+        self._command = (*child, json.dumps(limits | {"demands": dataclasses.asdict(demands)}))
         self._queue: asyncio.Queue[Job] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
         self._broken: EngineError | None = None
@@ -153,8 +149,7 @@ class Line:
             await self._write(job)
 
     async def _write(self, job: Job) -> None:
-        self.input.write(LENGTH.pack(len(job.data)))
-        self.input.write(job.data)
+        self.input.writelines((LENGTH.pack(len(job.data)), job.data))
         await self.input.drain()
 
     async def _receive(self) -> bool:

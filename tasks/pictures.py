@@ -10,13 +10,13 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
-
-from thinkdiff.schemas.images import ImageSpec, Resize
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from thinkdiff.schemas.images import ImageSpec
 
 FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif"}
 OPENED = ("JPEG", "PNG", "WEBP", "GIF")
@@ -41,17 +41,21 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Demands:
-    """What a picture must fulfil, and what is made of it."""
+    """What a picture must fulfil, and what is made of it; a longest side of 0 keeps it byte for byte."""
 
     max_pixels: int
     min_side: int = 1
-    max_aspect: float = float("inf")
-    resize: Resize | None = None
+    max_aspect: float = 1e9
+    longest_side: int = 0
+    quality: int = 95
 
     @staticmethod
     def of(spec: ImageSpec) -> Demands:
         """The demands of a spec."""
-        return Demands(spec.max_pixels, spec.min_side, spec.max_aspect, spec.resize)
+        demands = Demands(spec.max_pixels, spec.min_side, spec.max_aspect)
+        if spec.resize is None:
+            return demands
+        return replace(demands, longest_side=spec.resize.longest_side, quality=spec.resize.quality)
 
 
 def inspect_image(data: bytes, max_pixels: int) -> tuple[int, int, str]:
@@ -70,8 +74,8 @@ def prepare_image(data: bytes, demands: Demands) -> Picture:
             with Image.open(io.BytesIO(data), formats=OPENED) as image:
                 check_header(image, demands)
                 image.load()
-                if demands.resize is not None:
-                    return resized(image, demands.resize)
+                if demands.longest_side:
+                    return resized(image, demands.longest_side, demands.quality)
                 return Picture(data, image.width, image.height, FORMATS[str(image.format)])
     except PictureRefused:
         raise
@@ -102,7 +106,7 @@ def check_header(image: Image.Image, demands: Demands) -> None:
         raise PictureRefused("animated")
 
 
-def resized(image: Image.Image, resize: Resize) -> Picture:
+def resized(image: Image.Image, longest_side: int, quality: int) -> Picture:
     """The picture upright, RGB, not larger than asked, as JPEG."""
     from PIL import Image
 
@@ -111,11 +115,11 @@ def resized(image: Image.Image, resize: Resize) -> Picture:
     if turned is not None:
         upright = upright.transpose(Image.Transpose[turned])
     longest = max(upright.size)
-    if longest > resize.longest_side:
-        width, height = (max(1, round(side * resize.longest_side / longest)) for side in upright.size)
+    if longest > longest_side:
+        width, height = (max(1, round(side * longest_side / longest)) for side in upright.size)
         upright = upright.resize((width, height), Image.Resampling.LANCZOS)
     sink = io.BytesIO()
-    upright.save(sink, "JPEG", quality=resize.quality)
+    upright.save(sink, "JPEG", quality=quality)
     return Picture(sink.getvalue(), upright.width, upright.height, "jpg")
 
 

@@ -242,6 +242,7 @@ def test_refetch_killed_at_any_write_loses_no_good_picture(captions: CaptionSet,
 
     rows = read_captions(captions)[:5]
     reasons = dict.fromkeys(range(5), "HTTP 404")
+    died = True
     for writes in range(12):
         folder = Folder(str(tmp_path / f"{writes}"))
         parts = ImageParts(folder, 5, 5)

@@ -12,7 +12,6 @@ from hostile_images import pictures, png_of_zeros, rgb, saved
 
 from thinkdiff.schemas.artifact import Fetching
 from thinkdiff.schemas.errors import EngineError
-from thinkdiff.schemas.images import Resize
 from thinkdiff.tasks.image_pool import CHILD, ImagePool
 from thinkdiff.tasks.pictures import Demands, Picture, PictureRefused, prepare_image
 
@@ -75,9 +74,9 @@ def flawed(tmp_path: Path) -> list[str]:
     return [sys.executable, str(program)]
 
 
-@pytest.mark.parametrize("resize", [None, Resize(longest_side=32)])
-def test_pool_says_of_every_picture_what_decoding_here_says(resize: Resize | None):
-    demands = Demands(DEMANDS.max_pixels, DEMANDS.min_side, DEMANDS.max_aspect, resize)
+@pytest.mark.parametrize("side", [0, 32])
+def test_pool_says_of_every_picture_what_decoding_here_says(side: int):
+    demands = Demands(DEMANDS.max_pixels, DEMANDS.min_side, DEMANDS.max_aspect, side)
     items = [data for name, (data, _) in pictures().items() if name != "bomb-pixels"] * 2
 
     def here(data: bytes) -> Picture | str:
@@ -145,7 +144,7 @@ def test_resized_picture_is_upright_rgb_and_on_white():
 
     corner = Image.new("RGBA", (64, 32), (255, 0, 0, 255))
     corner.paste((0, 0, 0, 0), (0, 0, 32, 32))
-    demands = Demands(max_pixels=10**6, resize=Resize(longest_side=32, quality=100))
+    demands = Demands(max_pixels=10**6, longest_side=32, quality=100)
     picture = prepare_image(saved(corner, "PNG"), demands)
     assert (picture.width, picture.height, picture.kind) == (32, 16, "jpg")
     shown = np.asarray(Image.open(io.BytesIO(picture.data)))
@@ -163,12 +162,12 @@ def test_resized_16_bit_grey_keeps_its_range():
     from PIL import Image
 
     ramp = np.linspace(0, 65535, 64).astype(np.uint16)[None].repeat(16, 0)
-    demands = Demands(max_pixels=10**6, resize=Resize(longest_side=64, quality=100))
+    demands = Demands(max_pixels=10**6, longest_side=64, quality=100)
     picture = prepare_image(saved(Image.fromarray(ramp), "PNG"), demands)
     shown = np.asarray(Image.open(io.BytesIO(picture.data)))[8, :, 0].astype(int)
     assert abs(shown - np.linspace(0, 255, 64)).max() <= 4
 
 
 def test_smaller_picture_is_not_enlarged():
-    picture = prepare_image(GOOD, Demands(max_pixels=10**6, resize=Resize(longest_side=512)))
+    picture = prepare_image(GOOD, Demands(max_pixels=10**6, longest_side=512))
     assert (picture.width, picture.height) == (64, 48)
