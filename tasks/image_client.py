@@ -36,6 +36,9 @@ REDIRECTS = {301, 302, 303, 307, 308}
 PASSING = {408, 425, 429, *range(500, 600)}
 OPT_OUT = {"noai", "noimageai"}
 DNS_SECONDS = 60
+NO_NAME, NO_HOST, NO_CONNECTION = "the host's name was not resolved", "the host has no address", "no connection"
+NO_ANSWER, BROKEN = "no answer in time", "the connection broke"
+UNREACHED = {NO_NAME, NO_HOST, NO_CONNECTION, NO_ANSWER, BROKEN}
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
@@ -243,19 +246,19 @@ def fault_of(error: Exception) -> Unfetched:
         return Unfetched(str(cause))
     match error:
         case aiohttp.ClientConnectorDNSError() if getattr(cause, "errno", None) == socket.EAI_AGAIN:
-            return Passing("the host's name was not resolved", silent=True)
+            return Passing(NO_NAME, silent=True)
         case aiohttp.ClientConnectorDNSError():
-            return Unfetched("the host has no address")
+            return Unfetched(NO_HOST)
         case aiohttp.ClientSSLError():
             return Unfetched("no trusted TLS connection")
         case TimeoutError():
-            return Passing("no answer in time", silent=True)
+            return Passing(NO_ANSWER, silent=True)
         case aiohttp.ClientConnectorError():
-            return Passing("no connection", silent=True)
+            return Passing(NO_CONNECTION, silent=True)
         case aiohttp.ClientPayloadError():
             return Passing("the body broke off")
         case OSError() | aiohttp.ServerDisconnectedError():
-            return Passing("the connection broke", silent=True)
+            return Passing(BROKEN, silent=True)
         case aiohttp.InvalidURL() | UnicodeError():
             return Unfetched("not a URL")
         case aiohttp.ClientError():

@@ -15,18 +15,19 @@ from itertools import islice
 
 from thinkdiff.schemas.artifact import Execution
 from thinkdiff.schemas.captions import CaptionSet
-from thinkdiff.schemas.errors import ThinkDiffError
+from thinkdiff.schemas.errors import InputError, ThinkDiffError
 from thinkdiff.schemas.images import ImageSpec
 from thinkdiff.storage.caption_sample import SampledCaption, iterate_captions
 from thinkdiff.storage.image_parts import ImageParts, Spool
 from thinkdiff.storage.image_places import KeyTable, Place, PlaceLog, Places, tars_of
 from thinkdiff.storage.root import Folder
 from thinkdiff.tasks.image_addresses import Unfetched
-from thinkdiff.tasks.image_client import ImageClient
+from thinkdiff.tasks.image_client import UNREACHED, ImageClient
 from thinkdiff.tasks.image_pool import ImagePool
 from thinkdiff.tasks.pictures import Demands, Picture, PictureRefused
 
 OPEN_SHARDS = 3
+TELLING = 50
 
 
 def index_tars(folder: Folder, spec: ImageSpec, captions: CaptionSet, run: Execution, tars: Sequence[int]) -> None:
@@ -104,11 +105,21 @@ class ShardWork:
                 for place in wanted:
                     group.create_task(self._row(shard, place, captions[place], spool, reasons))
             if part is None:
+                self._must_be_reached(shard, reasons, len(captions))
                 await asyncio.to_thread(self.parts.commit, shard, captions, spool, reasons)
             elif rows is not None and spool.held:
                 await asyncio.to_thread(self.parts.amend, part, rows, spool, reasons)
         finally:
             spool.close()
+
+    def _must_be_reached(self, shard: int, reasons: dict[int, str], captions: int) -> None:
+        """Raises InputError for a shard that got no answer at all: that is our network and not so many dead hosts."""
+        if self.client and len(reasons) == captions >= TELLING and UNREACHED.issuperset(reasons.values()):
+            raise InputError(
+                f"fetch_images: found no answer to any of {captions} requests (shard {shard}), expected some. The "
+                "network or its name server is out of reach; set it right and run the stage again, it goes on where it "
+                "stood."
+            )
 
     async def _row(
         self, shard: int, place: int, caption: SampledCaption, spool: Spool, reasons: dict[int, str]

@@ -84,9 +84,10 @@ class Work:
         """
         if len(jobs) > 1 and FlowRunContext.get():
             piece: Any = task(name=body.__name__, cache_policy=NO_CACHE, persist_result=False)(called)
-            futures: list[Any] = [piece.submit(quote((body, job))) for job in jobs]
+            # a partial: Prefect and the task runners look into collections, and some take a `quote` apart
+            futures: list[Any] = [piece.submit(functools.partial(body, *job)) for job in jobs]
         else:
-            futures = [in_thread(body, job) for job in jobs]
+            futures = [in_thread(functools.partial(body, *job)) for job in jobs]
         for future in futures:
             while True:
                 try:
@@ -219,29 +220,28 @@ def step(
     return lambda body: Step(body, kind, reopen)
 
 
-def called(call: tuple[Callable[..., Any], tuple[Any, ...]]) -> None:
-    """Calls a body with a job. A TimeoutError of its own is named, as `Work.map` waits with one."""
-    body, job = call
+def called(job: functools.partial[None]) -> None:
+    """Does a job. A TimeoutError of its own is named, as `Work.map` waits with one."""
     try:
-        body(*job)
+        job()
     except TimeoutError as error:
         raise StoreError(
-            f"{body.__name__}: found a store that does not answer ({error}), expected it to. Nothing committed is "
+            f"{job.func.__name__}: found a store that does not answer ({error}), expected it to. Nothing committed is "
             "lost; run the stage again."
         ) from error
 
 
-def in_thread(body: Callable[..., Any], job: tuple[Any, ...]) -> Future[None]:
+def in_thread(job: functools.partial[None]) -> Future[None]:
     """The future of a job in a thread of its own, which does not keep an interrupted program alive."""
     future: Future[None] = Future()
 
     def work() -> None:
         try:
-            future.set_result(called((body, job)))
+            future.set_result(called(job))
         except BaseException as error:
             future.set_exception(error)
 
-    threading.Thread(target=work, name=f"thinkdiff-{body.__name__}", daemon=True).start()
+    threading.Thread(target=work, name=f"thinkdiff-{job.func.__name__}", daemon=True).start()
     return future
 
 

@@ -283,6 +283,16 @@ def test_stage_without_a_single_picture_is_an_error_that_names_the_reason(tmp_pa
             fetch(Folder(str(tmp_path / "images")), captions, ImageSpec(by_url=True), execution(tmp_path))
 
 
+def test_network_out_of_reach_stops_the_stage_before_every_row_has_failed(tmp_path: Path):
+    with PictureServer({}) as server:
+        dead = server.url("")
+    captions = captions_of(Folder(str(tmp_path / "captions")), [f"{dead}/{n}" for n in range(200)])
+    folder = Folder(str(tmp_path / "images"))
+    with pytest.raises(InputError, match="found no answer to any of 60 requests"):
+        fetch(folder, captions, ImageSpec(by_url=True, shard_size=60), execution(tmp_path))
+    assert not folder.sizes("commits")
+
+
 def test_loopback_is_refused_unless_the_execution_allows_it(
     server: PictureServer, captions: CaptionSet, tmp_path: Path
 ):

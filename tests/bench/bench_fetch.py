@@ -36,7 +36,7 @@ from thinkdiff.schemas.captions import CaptionSet  # noqa: E402
 from thinkdiff.schemas.images import ImageSet, ImageSpec  # noqa: E402
 from thinkdiff.storage.root import Folder  # noqa: E402
 
-SPEC = ImageSpec(by_url=True)
+SPEC = ImageSpec(by_url=True, shard_size=250)
 
 
 def settings(concurrency: int) -> Fetching:
