@@ -5,10 +5,10 @@ that has stopped answering given up, a truthful User-Agent, the opt-out of `X-Ro
 Wary: http and https only, each redirect vetted anew, a connection goes to the very address that was looked at, a body
 is read up to a limit and never decompressed, no cookie, no proxy or password from the environment.
 
-Why not img2dataset (1.47, which has proved itself on larger sets, and whose tars we read): it asks with urllib, so a
-timeout is one of a socket and not of a picture, a body is read whole, whatever its size, retries follow at once, and
-file:, data: and private addresses are asked like any other; it decodes in the process that downloads; a shard whose
-process died is begun anew. For a picture's caption the two agree: what either leaves, `fetch_images` reads.
+Why not img2dataset (1.47, proven on sets of billions; its tars are read as they are): tried on a local server, its
+downloader stays with a body that drips or never ends, tries again at once, `Retry-After` or not, follows a redirect to
+a private address and opens file: and data: URLs; it decodes in the process that downloads and begins a shard anew. It
+honours opt-outs, as here, except those that name another robot.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from thinkdiff.tasks.image_pool import ImagePool
 from thinkdiff.tasks.pictures import Demands, Picture, PictureRefused
 
 OPEN_SHARDS = 3
+OPEN_ROWS = 100  # for each request under way: a row may take a hundred times as long as most
 TELLING = 50
 
 
@@ -61,7 +62,7 @@ def captions_of(
 
 
 class ShardWork:
-    """Makes shards, a few of them at a time, since a slow host may hold one up."""
+    """Makes shards, several of them at a time, since a slow host may hold one up."""
 
     def __init__(self, parts: ImageParts, tars: PlaceLog, places: Places, spec: ImageSpec, run: Execution) -> None:
         self.parts, self.tars, self.places, self.spec, self.run_ = parts, tars, places, spec, run
@@ -75,7 +76,8 @@ class ShardWork:
         # for names, reads and writes: getaddrinfo alone may take many seconds
         loop.set_default_executor(ThreadPoolExecutor(self.run_.fetching.concurrency + 8))
         self._reads = asyncio.Semaphore(self.run_.fetching.concurrency)
-        room = asyncio.Semaphore(OPEN_SHARDS)
+        rows = OPEN_ROWS * self.run_.fetching.concurrency if self.client else 0
+        room = asyncio.Semaphore(max(OPEN_SHARDS, rows // self.spec.shard_size))
 
         async def make(shard: int, captions: list[SampledCaption]) -> None:
             try:
