@@ -27,6 +27,7 @@ from thinkdiff.storage.tables import column, read_table, table_bytes
 
 PLACES = "places"
 BATCH = 1 << 12
+MOST = 8  # places of one key: a tar may repeat a broken picture a million times
 COLUMNS = pa.schema(
     [
         column("row", pa.int64()),
@@ -153,10 +154,12 @@ class Places:
         self._tars, self._reasons = np.concatenate(numbers)[order], table.column("reason").combine_chunks()
 
     def of(self, row: int) -> tuple[list[Place], str | None]:
-        """The places of a row, and the reason that a tar gives for having no picture."""
+        """The first places of a row, and the reason that a tar gives for having no picture."""
         first, end = (int(np.searchsorted(self._rows, row, side)) for side in ("left", "right"))
         places, reason = [], None
         for i in range(first, end):
+            if len(places) == MOST:
+                break
             if self._reasons[i].is_valid:
                 reason = self._reasons[i].as_py()
             else:

@@ -16,12 +16,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import email.utils
+import heapq
+import itertools
 import logging
 import random
 import re
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -30,12 +32,13 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from thinkdiff.schemas.artifact import Execution, Fetching
+from thinkdiff.schemas.errors import EngineError
 from thinkdiff.tasks.image_addresses import AddressRefused, Networks, Unfetched, must_be_public, networks, vetted
 
 REDIRECTS = {301, 302, 303, 307, 308}
 PASSING = {408, 425, 429, *range(500, 600)}
 OPT_OUT = {"noai", "noimageai"}
-DNS_SECONDS = 60
+DNS_SECONDS, IDLE_SECONDS = 60, 3
 NO_NAME, NO_HOST, NO_CONNECTION = "the host's name was not resolved", "the host has no address", "no connection"
 NO_ANSWER, BROKEN = "no answer in time", "the connection broke"
 UNREACHED = {NO_NAME, NO_HOST, NO_CONNECTION, NO_ANSWER, BROKEN}
@@ -69,11 +72,47 @@ class PublicResolver(AbstractResolver):
         await self.inner.close()
 
 
+class Turns:
+    """So many at a time; of those that wait the smallest number goes first: old rows are done before new ones."""
+
+    def __init__(self, places: int) -> None:
+        self._free = places
+        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._count = itertools.count()
+
+    @contextlib.asynccontextmanager
+    async def turn(self, number: int) -> AsyncIterator[None]:
+        """Waits for a place and holds it while the block runs."""
+        if self._free:
+            self._free -= 1
+        else:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            heapq.heappush(self._waiting, (number, next(self._count), waiter))
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                if not waiter.cancelled():
+                    self._release()
+                raise
+        try:
+            yield
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        while self._waiting:
+            *_, waiter = heapq.heappop(self._waiting)
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+        self._free += 1
+
+
 class Host:
     """What is remembered of a host while rows wait for it."""
 
     def __init__(self, places: int) -> None:
-        self.places = asyncio.Semaphore(places)
+        self.places = Turns(places)
         self.users, self.silence = 0, 0
         self.not_before = 0.0
         self.given_up: str | None = None
@@ -107,14 +146,14 @@ class ImageClient:
         self.settings, self.max_bytes, self.honour_opt_out = run.fetching, max_bytes, honour_opt_out
         self.allowed = networks(run.allow_networks)
         self._inner = resolver
-        self._places = asyncio.Semaphore(run.fetching.concurrency)
-        self._room = asyncio.Semaphore(2 * run.fetching.concurrency)
+        self._places = Turns(run.fetching.concurrency)
+        self._room = Turns(2 * run.fetching.concurrency)
         self._hosts: dict[tuple[str, int], Host] = {}
 
     async def __aenter__(self) -> Self:
         settings = self.settings
         connector = aiohttp.TCPConnector(
-            limit=0, ttl_dns_cache=DNS_SECONDS, socket_factory=self._socket,
+            limit=0, keepalive_timeout=IDLE_SECONDS, ttl_dns_cache=DNS_SECONDS, socket_factory=self._socket,
             resolver=PublicResolver(self._inner or aiohttp.ThreadedResolver(), self.allowed),
         )  # fmt: skip
         self._session = aiohttp.ClientSession(
@@ -132,20 +171,20 @@ class ImageClient:
     ) -> None:
         await self._session.close()
 
-    async def get(self, text: str, use: Callable[[bytes], Awaitable[T]]) -> T:
+    async def get(self, text: str, use: Callable[[bytes], Awaitable[T]], number: int = 0) -> T:
         """What `use` makes of the bytes behind a URL; so many bodies may wait for it as there are requests under way.
 
-        Raises Unfetched with the reason why there are none.
+        Smaller numbers go first. Raises Unfetched with the reason why there are no bytes.
         """
         url, redirects, tries = vetted(text, self.allowed), 0, 0
         while True:
             try:
                 async with contextlib.AsyncExitStack() as room:
                     with self._host(url) as host:
-                        async with host.places:
+                        async with host.places.turn(number):
                             await host.wait()
-                            await room.enter_async_context(self._room)
-                            async with self._places:
+                            await room.enter_async_context(self._room.turn(number))
+                            async with self._places.turn(number):
                                 answer = await self._ask(url, host)
                     if isinstance(answer, bytes):
                         return await use(answer)
@@ -181,6 +220,8 @@ class ImageClient:
             async with self._session.get(url, allow_redirects=False) as response:
                 host.silence = 0
                 return await self._answer(response)
+        except EngineError:
+            raise
         except Exception as error:
             fault = error if isinstance(error, Unfetched) else fault_of(error)
             if isinstance(fault, Passing):
@@ -218,7 +259,13 @@ class ImageClient:
         """The last gate: every connection, of a name or a literal address, passes here with its very address."""
         family, kind, protocol, _, address = info
         must_be_public(str(address[0]), self.allowed)
-        return socket.socket(family, kind, protocol)
+        try:
+            return socket.socket(family, kind, protocol)
+        except OSError as error:
+            raise EngineError(
+                f"fetch_images: found no room for another connection ({error.strerror}), expected it for "
+                f"{self.settings.concurrency}. Raise `ulimit -n`, or lower run.fetching.concurrency."
+            ) from error
 
 
 def opted_out(values: list[str]) -> str | None:

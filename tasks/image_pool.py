@@ -89,10 +89,18 @@ class ImagePool:
                     await process.wait()
                 if flight:
                     settle(flight.popleft(), PictureRefused(line.reason()))
-        except EngineError as error:
-            self._broken = error
+        except (EngineError, OSError) as error:
+            self._broken = error if isinstance(error, EngineError) else cannot_start(error)
             while flight or not self._queue.empty():
-                settle(flight.popleft() if flight else self._queue.get_nowait(), error)
+                settle(flight.popleft() if flight else self._queue.get_nowait(), self._broken)
+
+
+def cannot_start(error: OSError) -> EngineError:
+    """The sentence for a machine that starts no process."""
+    return EngineError(
+        f"picture decoder: found that no process can be started ({error}), expected one. Free memory, or lower "
+        "run.fetching.decoders."
+    )
 
 
 class Line:

@@ -8,10 +8,11 @@ it is given changes no byte.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from itertools import islice
+from typing import Any, TypeVar
 
 from thinkdiff.schemas.artifact import Execution
 from thinkdiff.schemas.captions import CaptionSet
@@ -26,9 +27,10 @@ from thinkdiff.tasks.image_client import UNREACHED, ImageClient
 from thinkdiff.tasks.image_pool import ImagePool
 from thinkdiff.tasks.pictures import Demands, Picture, PictureRefused
 
-OPEN_SHARDS = 3
+OPEN_SHARDS, FILE_THREADS = 3, 32
 OPEN_ROWS = 100  # for each request under way: a row may take a hundred times as long as most
 TELLING = 50
+T = TypeVar("T")
 
 
 def index_tars(folder: Folder, spec: ImageSpec, captions: CaptionSet, run: Execution, tars: Sequence[int]) -> None:
@@ -72,11 +74,12 @@ class ShardWork:
 
     async def run(self, shards: Iterator[tuple[int, list[SampledCaption]]]) -> None:
         """Makes all shards. Raises what stopped the first one that was stopped."""
-        loop = asyncio.get_running_loop()
-        # for names, reads and writes: getaddrinfo alone may take many seconds
-        loop.set_default_executor(ThreadPoolExecutor(self.run_.fetching.concurrency + 8))
-        self._reads = asyncio.Semaphore(self.run_.fetching.concurrency)
-        rows = OPEN_ROWS * self.run_.fetching.concurrency if self.client else 0
+        concurrency = self.run_.fetching.concurrency
+        # for names: getaddrinfo may take many seconds, and goes on when nobody waits for it any more
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(4 * concurrency, "thinkdiff-names"))
+        self._files = ThreadPoolExecutor(FILE_THREADS, "thinkdiff-images")
+        self._reads = asyncio.Semaphore(concurrency)
+        rows = OPEN_ROWS * concurrency if self.client else 0
         room = asyncio.Semaphore(max(OPEN_SHARDS, rows // self.spec.shard_size))
 
         async def make(shard: int, captions: list[SampledCaption]) -> None:
@@ -87,6 +90,7 @@ class ShardWork:
 
         try:
             async with AsyncExitStack() as stack:
+                stack.enter_context(self._files)
                 await stack.enter_async_context(self.pool)
                 if self.client:
                     await stack.enter_async_context(self.client)
@@ -108,9 +112,9 @@ class ShardWork:
                     group.create_task(self._row(shard, place, captions[place], spool, reasons))
             if part is None:
                 self._must_be_reached(shard, reasons, len(captions))
-                await asyncio.to_thread(self.parts.commit, shard, captions, spool, reasons)
+                await self._in_thread(self.parts.commit, shard, captions, spool, reasons)
             elif rows is not None and spool.held:
-                await asyncio.to_thread(self.parts.amend, part, rows, spool, reasons)
+                await self._in_thread(self.parts.amend, part, rows, spool, reasons)
         finally:
             spool.close()
 
@@ -133,17 +137,20 @@ class ShardWork:
             for found in places:
                 picture = picture or await self._from_tar(found, place, reasons)
             if picture is None and self.client:
-                picture = await self.client.get(caption.url, self.pool.prepare)
+                picture = await self.client.get(caption.url, self.pool.prepare, shard)
         except (Unfetched, PictureRefused) as error:
             reasons[place] = str(error)
         if picture:
             spool.hold(place, picture.data, picture.width, picture.height, picture.kind)
             del reasons[place]
 
+    async def _in_thread(self, call: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._files, call, *arguments)
+
     async def _from_tar(self, found: Place, place: int, reasons: dict[int, str]) -> Picture | None:
         tar = self.tars.tars[found.tar]
         async with self._reads:
-            data = await asyncio.to_thread(tar.folder.read_range, tar.name, found.offset, found.offset + found.size)
+            data = await self._in_thread(tar.folder.read_range, tar.name, found.offset, found.offset + found.size)
             try:
                 return await self.pool.prepare(data)
             except PictureRefused as error:

@@ -123,6 +123,8 @@ class Connection(asyncio.Protocol):
     def answer(self, reply: Reply) -> None:
         """Does what the reply says."""
         self.server.open -= 1
+        if self.transport.is_closing():
+            return
         write, body = self.transport.write, reply.body
         if reply.how == "send":
             write(reply.head(len(body)) + body)
