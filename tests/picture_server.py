@@ -53,6 +53,7 @@ class PictureServer:
         self.seen: Counter[str] = Counter()
         self.headers: dict[str, str] = {}
         self.open = self.most_open = self.connections = 0
+        self.alive: set[Connection] = set()
 
     def url(self, path: str) -> str:
         """The URL of a path."""
@@ -63,8 +64,9 @@ class PictureServer:
         self._loop = asyncio.new_event_loop()
 
         async def start() -> None:
-            server = await self._loop.create_server(lambda: Connection(self), self.host, self.port, backlog=1024)
-            self.port = server.sockets[0].getsockname()[1]
+            made = self._loop.create_server(lambda: Connection(self), self.host, self.port, backlog=1024)
+            self._server = await made
+            self.port = self._server.sockets[0].getsockname()[1]
             ready.set()
 
         def run() -> None:
@@ -80,8 +82,14 @@ class PictureServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(self._stop)
         self._thread.join(30)
+
+    def _stop(self) -> None:
+        self._server.close()
+        for connection in self.alive:
+            connection.transport.abort()
+        self._loop.call_soon(self._loop.stop)
 
     def reply(self, path: str) -> Reply:
         """The reply to the next request of a path."""
@@ -105,6 +113,10 @@ class Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         self.server.connections += 1
+        self.server.alive.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.server.alive.discard(self)
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
