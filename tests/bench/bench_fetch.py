@@ -6,8 +6,8 @@
 A server process of `tests/picture_server.py` with latency answers both, in interleaved pairs; the ratio is a median
 with a bootstrap 95 % interval. The bare loop reads the bodies and keeps nothing; ours also checks addresses, decodes
 every picture in its own processes, hashes and writes. With `--kills` a share of the pictures has faults (errors,
-stalls, resets, slow bodies, redirects to a private address), runs are killed at random moments, and the index of the
-last one is compared with that of an undisturbed run.
+stalls, resets, slow bodies, redirects to a private address), runs are killed soon after a random shard, and the index of
+the last one is compared with that of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -115,9 +115,11 @@ def kill(arguments: argparse.Namespace, captions: CaptionSet) -> None:
     shutil.rmtree(rough, ignore_errors=True)
     command = [sys.executable, __file__, "--child", "--folder", str(arguments.folder)]
     command += ["--concurrency", str(arguments.concurrency)]
-    for number in range(arguments.kills):
+    for number, target in enumerate(sorted(rng.sample(range(1, calm.counts["shards"]), arguments.kills))):
         process = subprocess.Popen(command, start_new_session=True)
-        time.sleep(3 + rng.uniform(0, seconds / 3))
+        while len(list(rough.glob("commits/*.json"))) < target and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 1))
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         print(f"kill {number}: {len(list(rough.glob('commits/*.json')))} shards committed", flush=True)
