@@ -48,6 +48,8 @@ Routes = Mapping[str, Reply | Sequence[Reply]] | Callable[[str], Reply]
 class PictureServer:
     """Serves `routes` in a thread of its own while the block runs. `seen` counts requests by path."""
 
+    _server: asyncio.Server
+
     def __init__(self, routes: Routes, host: str = "127.0.0.1", port: int = 0) -> None:
         self.routes, self.host, self.port = routes, host, port
         self.seen: Counter[str] = Counter()

@@ -6,8 +6,8 @@
 A server process of `tests/picture_server.py` with latency answers both, in interleaved pairs; the ratio is a median
 with a bootstrap 95 % interval. The bare loop reads the bodies and keeps nothing; ours also checks addresses, decodes
 every picture in its own processes, hashes and writes. With `--kills` a share of the pictures has faults (errors,
-stalls, resets, slow bodies, redirects to a private address), runs are killed soon after a random shard, and the index of
-the last one is compared with that of an undisturbed run.
+stalls, resets, slow bodies, redirects to a private address), runs are killed soon after a random shard, and the index
+of the last one is compared with that of an undisturbed run.
 """
 
 from __future__ import annotations
