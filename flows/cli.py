@@ -46,11 +46,15 @@ def run(
     until: Annotated[str, typer.Option(help=f"last stage to build: {', '.join(STAGES)}")] = STAGES[-1],
     refresh: Annotated[list[str] | None, typer.Option(help="stage to compute again (repeatable)")] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="a spec value, e.g. aligner.lr=0.001 (repeatable)")
+        list[str] | None,
+        typer.Option("--set", help="a value of the spec, e.g. aligner.lr=0.001, or of the run, e.g. run.workers=4"),
     ] = None,
     data: Annotated[str | None, typer.Option(help="where relative collection URLs start; default ROOT/data")] = None,
     device: Device = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads of a model; 0 leaves it to the recipe")] = 0,
+    refetch_failed: Annotated[
+        bool, typer.Option("--refetch-failed", help="try the pictures that failed again, keep the others")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Builds a recipe up to a stage; stages that are in the root already are taken from there."""
@@ -60,11 +64,12 @@ def run(
 
     for stage in (until, *(refresh or ())):
         known_stage(stage)
-    values = named(recipe).model_dump()
+    options = {"root": root, "data": data, "device": device, "threads": threads, "refetch_failed": refetch_failed}
+    values = named(recipe).model_dump() | {"run": Execution().model_dump() | options}
     for assignment in set_ or ():
         assign(values, assignment)
+    execution = validated(Execution, values.pop("run"))
     spec = validated(PipelineSpec, values)
-    execution = validated(Execution, {"root": root, "data": data, "device": device, "threads": threads})
     result = run_flow(recipe=recipe, target=until, spec=spec, run=execution, refresh=refresh or [])
     if as_json:
         typer.echo(json.dumps(result))

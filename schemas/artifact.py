@@ -8,12 +8,13 @@ a parent rebuilt with the same bytes leaves its children cached, and one rebuilt
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from thinkdiff.schemas.errors import SpecError
 
@@ -80,6 +81,32 @@ class Model(Frozen):
     revision: str | None = Field(default=None, description="hub commit, or sha256:<hex> of a local folder")
 
 
+class Fetching(Frozen):
+    """How pictures are fetched by URL and decoded: how many at a time, how patiently, under which name.
+
+    The servers are strangers': `per_host` and the pauses are courtesy, the rest keeps a bad one from holding all up.
+    """
+
+    user_agent: str = Field(
+        default="thinkdiff/0.1 (image-caption research)",
+        pattern="^[ -~]+$",
+        description="who we say we are; add a way to reach you",
+    )
+    concurrency: int = Field(default=64, ge=1, description="requests under way together")
+    per_host: int = Field(default=4, ge=1, description="of them to one host")
+    connect_seconds: float = Field(default=10.0, gt=0, description="for name and connection")
+    read_seconds: float = Field(default=15.0, gt=0, description="without a byte")
+    total_seconds: float = Field(default=60.0, gt=0, description="for one request with its answer")
+    retries: int = Field(default=2, ge=0, description="further attempts after a fault that can pass")
+    backoff_seconds: float = Field(default=1.0, ge=0, description="longest first pause; doubles with each attempt")
+    longest_pause: float = Field(default=30.0, ge=0, description="seconds; a host that asks for more is left alone")
+    redirects: int = Field(default=5, ge=0)
+    host_patience: int = Field(default=16, ge=1, description="requests without answer until a host is given up")
+    decoders: int = Field(default=0, ge=0, description="decoding processes; 0: one for each processor")
+    decode_seconds: float = Field(default=20.0, gt=0, description="for one picture")
+    decode_memory: int = Field(default=2 << 30, ge=1 << 28, description="bytes of address space of a decoding process")
+
+
 class Execution(Frozen):
     """Where and how fast a stage runs. Never part of a fingerprint."""
 
@@ -91,13 +118,28 @@ class Execution(Frozen):
     threads: int = Field(default=0, ge=0, description="CPU threads of a model; 0 leaves it to the recipe")
     batch: int = Field(default=64, ge=1, description="pictures generated or judged together")
     max_num_seqs: int = Field(default=256, ge=1, description="requests the engine runs together")
-    workers: int = Field(default=0, ge=0, description="splits read side by side; 0: as many as there are processors")
-    runner: Literal["threads", "ray", "dask"] = Field(
-        default="threads", description="Prefect task runner of what is split; ray and dask need their extras"
+    workers: int = Field(
+        default=0, ge=0, description="parts of a stage worked on together; 0: as the stage thinks best"
     )
+    runner: Literal["threads", "ray", "dask"] = Field(
+        default="threads", description="Prefect task runner of a stage's parts; ray and dask need their extras"
+    )
+    runner_address: str | None = Field(default=None, description="of a Ray or Dask cluster; none: one of its own")
     split_bytes: int = Field(default=256 << 20, ge=1, description="size of the parts that collections are read in")
     refresh: tuple[Stage, ...] = Field(default=(), description="stages recomputed even when their record is there")
     lease: float = Field(default=30.0, gt=0, description="seconds after which an unrenewed lock is free")
+    fetching: Fetching = Fetching()
+    refetch_failed: bool = Field(default=False, description="try the failed pictures of a fetched set again")
+    allow_networks: tuple[str, ...] = Field(
+        default=(), description="networks (CIDR) that are not public and that pictures may come from all the same"
+    )
+
+    @field_validator("allow_networks")
+    @classmethod
+    def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for network in value:
+            ipaddress.ip_network(network)
+        return value
 
     @property
     def data_root(self) -> str:

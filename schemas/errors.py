@@ -5,7 +5,7 @@ ThinkDiffError                  anything a user can act on; the command line exi
 ├── RootError (OSError)         a root that cannot be read or written
 ├── InputError (ValueError)     a collection file that is missing, empty or of another format
 ├── ModelError (OSError)        a model folder or hub model that is not whole
-├── EngineError (RuntimeError)  the inference engine died, or its version is not supported
+├── EngineError (RuntimeError)  an engine or decoding process died, or its version is not supported
 ├── StoreError (OSError)        an artifact's bytes are missing, truncated or altered
 └── LockedError (RuntimeError)  another run holds the lease of the same artifact
 """

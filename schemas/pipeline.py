@@ -24,6 +24,7 @@ class World(Frozen):
     seed: int = Field(default=0, ge=0, description="of the collections")
     rows: int = Field(default=9000, ge=30, description="rows in the three collections together")
     benchmark_seed: int = Field(default=0, ge=0, description="of the benchmark's pictures")
+    url_base: str | None = Field(default=None, description="where the pictures' URLs lead; none: nowhere")
 
 
 class Variant(Frozen):

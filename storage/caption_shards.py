@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import IO
 
@@ -30,8 +30,10 @@ from thinkdiff.storage.caption_rows import (
     COLUMNS,
     MAX_LINE,
     SWAPPED,
+    Malformed,
+    excerpt,
 )
-from thinkdiff.storage.image_sources import read_tar
+from thinkdiff.storage.image_sources import read_samples
 from thinkdiff.storage.root import Folder, locate, matching
 
 MAX_JSON = 1 << 30
@@ -298,19 +300,32 @@ def parquet_blocks(split: Split) -> Iterator[Block]:
 
 
 def tar_blocks(split: Split) -> Iterator[Block]:
-    """The captions of a tar of img2dataset's, pictures passed over; a sample without url and caption is malformed."""
+    """The captions of a tar of img2dataset's, pictures passed over.
+
+    A sample without url and caption is malformed, and so is, as one row, whatever stands behind a damage.
+    """
     urls: list[object] = []
     captions: list[object] = []
-    number = 0
-    for sample in read_tar(Folder(split.uri), split.name, split.collection, 0):
-        urls.append(sample.url or None)
-        captions.append(sample.caption or None)
-        if len(urls) == ROWS:
-            yield lists_block(urls, captions, number)
+    number, damage = 0, None
+    samples = read_samples(Folder(split.uri), split.name, 0)
+    while damage is None:
+        try:
+            sample = next(samples, None)
+        except InputError as error:
+            sample, damage = None, str(error)
+        if sample is not None:
+            urls.append(sample.url or None)
+            captions.append(sample.caption or None)
+        if len(urls) == ROWS or sample is None:
+            block = lists_block(urls, captions, number)
+            if damage is not None:
+                bad = Malformed(number + block.rows, "the tar is damaged from here on", excerpt(damage))
+                block = replace(block, rows=block.rows + 1, malformed=[*block.malformed, bad])
+            yield block
             number += len(urls)
             urls, captions = [], []
-    if urls or not number:
-        yield lists_block(urls, captions, number)
+        if sample is None:
+            return
 
 
 def json_blocks(split: Split) -> Iterator[Block]:

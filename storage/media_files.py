@@ -54,17 +54,21 @@ class MediaWriter:
 
         Raises StoreError when a name comes twice, LockedError when the part is committed already.
         """
-        log, builder, found = self._log(method), TarBuilder(), {}
+        log, builder, names = self._log(method), TarBuilder(), set[str]()
         for name, data in pictures:
             assert data.startswith(PNG), name
             self.folder.full(name)
-            if name in found:
+            if name in names:
                 raise StoreError(f"{self.folder.uri}: found the picture {name} twice in part {part}, expected it once.")
-            offset = builder.add(f"{name}.png", data)
-            found[name] = Picture(name=name, offset=offset, size=len(data), sha256=sha256_hex(data))
+            names.add(name)
         log.must_be_free(part)
-        entry = self.folder.write(tar_name(method, part), builder.finish())
-        record = MediaPart(number=part, rows=len(found), files=(entry,), pictures=tuple(found.values()))
+        members = ((f"{name}.png", data) for name, data in pictures)
+        entry = self.folder.write_pieces(tar_name(method, part), builder.pieces(members))
+        found = tuple(
+            Picture(name=name, offset=offset, size=len(data), sha256=sha256_hex(data))
+            for (name, data), offset in zip(pictures, builder.offsets, strict=True)
+        )
+        record = MediaPart(number=part, rows=len(found), files=(entry,), pictures=found)
         return [entry, log.commit(record)]
 
     def committed(self, method: str, deep: bool = False) -> dict[int, MediaPart]:

@@ -76,6 +76,10 @@ class PartLog(Generic[P]):
         self._entries[part.number] = FileEntry(path=name, size=len(data), sha256=sha256_hex(data))
         return self._entries[part.number]
 
+    def replace(self, part: P) -> None:
+        """Writes a part's record over the one that is there, after all its files."""
+        self.folder.write(self.name(part.number), part.model_dump_json(indent=1).encode())
+
     def entry(self, number: int) -> FileEntry:
         """The entry of the record of a part that `commit` wrote or `committed` returned."""
         return self._entries[number]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import IO, Any
@@ -130,17 +131,37 @@ class Folder:
         path = self.full(name)
         try:
             if self.is_local:
-                temporary = self._temporary(path, data)
-                try:
-                    os.replace(temporary, path)
-                except OSError:
-                    os.unlink(temporary)
-                    raise
+                self._replace(self._temporary(path, [data]), path)
             else:
                 self.fs.pipe_file(path, bytes(data))
         except OSError as error:
             raise unwritable(self.uri, error) from error
         return FileEntry(path=name, size=len(data), sha256=sha256_hex(data))
+
+    def write_pieces(self, name: str, pieces: Iterable[bytes]) -> FileEntry:
+        """`write` of bytes that come in pieces, so that memory holds only one of them."""
+        path, hasher, size = self.full(name), hashlib.sha256(), 0
+
+        def counted() -> Iterator[bytes]:
+            nonlocal size
+            for piece in pieces:
+                hasher.update(piece)
+                size += len(piece)
+                yield piece
+
+        try:
+            if self.is_local:
+                self._replace(self._temporary(path, counted()), path)
+            else:
+                with tempfile.NamedTemporaryFile(prefix="thinkdiff-upload-") as file:
+                    file.writelines(counted())
+                    file.flush()
+                    self.fs.put_file(file.name, path)
+        except OSError as error:
+            if isinstance(error, StoreError):
+                raise
+            raise unwritable(self.uri, error) from error
+        return FileEntry(path=name, size=size, sha256=hasher.hexdigest())
 
     def create(self, name: str, data: bytes | bytearray | memoryview) -> bool:
         """Writes a file only if there is none of that name; False, with nothing changed, if there is.
@@ -150,7 +171,7 @@ class Folder:
         path = self.full(name)
         try:
             if self.is_local:
-                temporary = self._temporary(path, data)
+                temporary = self._temporary(path, [data])
                 try:
                     os.link(temporary, path)
                 finally:
@@ -165,12 +186,19 @@ class Folder:
             raise unwritable(self.uri, error) from error
         return True
 
-    def _temporary(self, path: str, data: bytes | bytearray | memoryview) -> str:
+    def _replace(self, temporary: str, path: str) -> None:
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            os.unlink(temporary)
+            raise
+
+    def _temporary(self, path: str, pieces: Iterable[bytes | bytearray | memoryview]) -> str:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         temporary = os.path.join(os.path.dirname(path), f"{TEMPORARY}{uuid.uuid4().hex}")
         try:
             with open(temporary, "wb") as file:
-                file.write(data)
+                file.writelines(pieces)
                 file.flush()
                 os.fsync(file.fileno())
         except BaseException:
@@ -184,7 +212,7 @@ class Folder:
         return self.fs.isfile(self.full(name))
 
     def size(self, name: str) -> int:
-        """The size of a file in bytes. Raises FileNotFoundError."""
+        """Bytes of a file. Raises FileNotFoundError."""
         return int(self.fs.size(self.full(name)))
 
     def sizes(self, prefix: str = "") -> dict[str, int]:

@@ -9,7 +9,7 @@ member's name is but a name.
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO
 
@@ -40,7 +40,7 @@ class TarReader:
         self.at = file.seek(0)
 
     def members(self, limit: Callable[[str], int]) -> Iterator[Member]:
-        """The regular members in order, with the data of those not larger than `limit(name)`."""
+        """The regular members in order, with the data of those not larger than `limit(name)`; -1 reads none."""
         if not self.total:
             raise self._refusal("an empty file")
         name, size = "", -1
@@ -153,26 +153,20 @@ def pax_path_and_size(text: bytes, name: str) -> tuple[str, int]:
 
 
 class TarBuilder:
-    """Builds a tar in memory: no owner, no time, so that the same members give the same bytes."""
+    """Builds a tar piece by piece: no owner, no time, so that the same members give the same bytes."""
 
     def __init__(self) -> None:
-        self._data = bytearray()
+        self.offsets: list[int] = []
 
-    def __len__(self) -> int:
-        return len(self._data)
-
-    def add(self, name: str, data: bytes) -> int:
-        """Appends a member and returns the offset of its data."""
-        info = tarfile.TarInfo(name)
-        info.size = len(data)
-        self._data += info.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
-        offset = len(self._data)
-        self._data += data
-        self._data += bytes(-len(data) % BLOCK)
-        return offset
-
-    def finish(self) -> bytearray:
-        """The whole tar, with its end mark."""
-        self._data += bytes(2 * BLOCK)
-        self._data += bytes(-len(self._data) % tarfile.RECORDSIZE)
-        return self._data
+    def pieces(self, members: Iterable[tuple[str, bytes]]) -> Iterator[bytes]:
+        """The tar of some (name, data), with its end mark; `offsets` then says where each member's data are."""
+        at = 0
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            header, padding = info.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict"), bytes(-len(data) % BLOCK)
+            self.offsets.append(at + len(header))
+            yield from (header, data, padding)
+            at += len(header) + len(data) + len(padding)
+        at += 2 * BLOCK
+        yield bytes(2 * BLOCK + -at % tarfile.RECORDSIZE)

@@ -1,54 +1,81 @@
-"""Stage 2. The sampled captions' pictures out of img2dataset's tars -> our shards and an index with a row per caption.
+"""Stage 2. The sampled captions' pictures, out of img2dataset's tars or from their URLs -> shards and an index.
 
-A tar's sample is matched by its key, the hash of (collection, URL, caption) in its `.json`. Pictures are kept byte for
-byte after a check that they decode. What is missing, too large or does not decode is a row with a reason, never a gap.
+A tar's sample is matched by its key, the hash of (collection, URL, caption) in its `.json`; the tars are gone through
+once for their places, then read by range. What is missing, too large, opted out or does not decode is a row with a
+reason, never a gap. Tars and shards are split into parts that the flow's task runner works on; a killed run goes on
+after the last committed shard. With `refetch_failed` only the failed rows of a finished set are tried again.
 """
 
 from __future__ import annotations
 
-import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
 
-from thinkdiff.schemas.captions import CaptionSet, sample_key
+from thinkdiff.schemas.artifact import Execution
+from thinkdiff.schemas.captions import CaptionSet
 from thinkdiff.schemas.errors import InputError
 from thinkdiff.schemas.images import ImageSet, ImageSpec
-from thinkdiff.tasks.pictures import inspect_image
 from thinkdiff.tasks.step import Made, Work, step
 
+SHOWN = 20
 
-@step(ImageSet)
+
+def is_to_be_refetched(run: Execution, images: ImageSet) -> bool:
+    """Whether a finished set is worked on again."""
+    return run.refetch_failed and images.counts["failed"] > 0
+
+
+@step(ImageSet, reopen=is_to_be_refetched)
 def fetch_images(work: Work, spec: ImageSpec, captions: CaptionSet) -> Made:
-    """Reads the tars once, keeps the sampled pictures, writes them in the order of their keys."""
-    from thinkdiff.storage.caption_sample import read_captions
-    from thinkdiff.storage.image_shards import ImageWriter, read_tars
+    """Finds the places in the tars, makes the missing shards, writes the index."""
+    from thinkdiff.storage.image_parts import ImageParts
+    from thinkdiff.storage.image_places import PlaceLog, tars_of
+    from thinkdiff.tasks.image_work import fetch_shards, index_tars
 
-    wanted = {row.key: row for row in read_captions(captions)}
-    writer = ImageWriter(work.folder, spec.shard_size)
-    reasons: dict[str, str] = {}
-    with work.progress(len(wanted), "pictures") as progress:
-        for source in spec.tars:
-            for sample in read_tars(work.run.data_root, source, spec.max_bytes):
-                key = sample_key(source.collection, sample.url, sample.caption)
-                if key not in wanted or writer.holds(key):
-                    continue
-                if sample.image is None:
-                    reasons[key] = sample.reason or "no picture in the tar"
-                    continue
-                try:
-                    width, height, kind = inspect_image(sample.image, spec.max_pixels)
-                except ValueError as error:
-                    reasons[key] = str(error)
-                    continue
-                digest = hashlib.sha256(sample.image).hexdigest()
-                writer.hold(key, sample.image, width, height, kind, digest)
-                reasons.pop(key, None)
-                progress.advance()
-    files, fetched = writer.finish(list(wanted.values()), reasons)
-    if not fetched:
+    total = captions.counts["captions"]
+    parts = ImageParts(work.folder, total, spec.shard_size)
+    parts.prepare()
+    kept = parts.committed()
+    wanted = [n for n in range(parts.shards) if n not in kept or (work.run.refetch_failed and kept[n].info["failed"])]
+    tars = PlaceLog(work.folder, tars_of(work.run.data_root, spec.tars))
+    common = (work.folder, spec, captions, work.run)
+    ranges = max(work.run.workers, 1)
+    if wanted:
+        lacking = sorted(set(range(len(tars.tars))) - set(tars.committed()))
+        list(work.map(index_tars, [(*common, some) for some in split(lacking, ranges)]))
+        with work.progress(total, "pictures") as progress:
+            progress.resume(parts.done())
+            jobs = [(*common, some) for some in split(wanted, ranges)]
+            list(work.map(fetch_shards, jobs, lambda: progress.advance(parts.done() - progress.done)))
+    damaged = [part.info["tar"] for part in tars.committed().values() if part.info["damage"]]
+    files, reasons = parts.files()
+    tars.remove()
+    failed = reasons.total()
+    if failed == total:
         raise InputError(
-            f"fetch_images: found none of the {len(wanted)} sampled pictures in the tars, expected some. "
-            "The tars are of other captions, or their .json members lack url and caption."
+            f"fetch_images: found none of the {total} sampled pictures, expected some; the most frequent reason is "
+            f"'{reasons.most_common(1)[0][0]}'. The tars may be of other captions, or the network out of reach; "
+            "set it right and run the stage again with --refetch-failed."
         )
-    failed = len(wanted) - fetched
     if failed:
-        work.log.warning("fetch_images: %d of %d pictures failed; each is a row with its reason.", failed, len(wanted))
-    return Made(files=files, counts={"captions": len(wanted), "images": fetched, "failed": failed})
+        work.log.warning("fetch_images: %d of %d pictures failed; each is a row with its reason.", failed, total)
+    return Made(
+        files=files,
+        counts={"captions": total, "images": total - failed, "failed": failed, "shards": parts.shards},
+        stats={"reasons": dict(reasons.most_common(SHOWN)), "damaged_tars": damaged},
+        note=f"kept {len(kept)} shards of an earlier run" if kept else "",
+        page=reasons_table(reasons),
+    )
+
+
+def split(numbers: Sequence[int], parts: int) -> list[Sequence[int]]:
+    """At most so many runs of about the same length."""
+    cuts = [len(numbers) * i // parts for i in range(parts + 1)]
+    return [numbers[first:end] for first, end in pairwise(cuts) if first < end]
+
+
+def reasons_table(reasons: Counter[str]) -> str:
+    """The most frequent reasons as a table in markdown."""
+    rows = [f"| {reason.replace('|', '/')} | {count} |" for reason, count in reasons.most_common(SHOWN)]
+    return "\n".join(["| why there is no picture | rows |", "|---|---|", *rows]) if rows else ""

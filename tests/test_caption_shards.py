@@ -9,9 +9,8 @@ import json
 import time
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
-from caption_rows import rows_of
+from caption_rows import columns_of, rows_of
 from s3_server import place, s3  # noqa: F401
 from store_artifacts import artifact_of, cut, flip
 
@@ -187,13 +186,9 @@ def sampled(count: int) -> list[SampledCaption]:
     return [SampledCaption(key, "sbu", f"http://x/{i}", f"c {i}\x00ü") for i, key in enumerate(keys)]
 
 
-def columns(rows: list[SampledCaption]) -> dict[str, pa.Array]:
-    return {name: pa.array([getattr(row, name) for row in rows]) for name in SampledCaption._fields}
-
-
 def test_sample_is_read_back_in_the_order_of_keys(place: Folder):
     rows = sampled(50)
-    entry = write_captions(place, columns(rows))
+    entry = write_captions(place, columns_of(rows))
     assert read_captions(artifact_of(CaptionSet, place, [entry])) == rows
     assert entry.content
 
@@ -202,12 +197,12 @@ def test_sample_out_of_order_or_with_a_key_twice_is_not_written(tmp_path: Path):
     folder, rows = local(tmp_path), sampled(50)
     for wrong in (rows[::-1], [rows[0], *rows]):
         with pytest.raises(StoreError, match="twice or out of order"):
-            write_captions(folder, columns(wrong))
+            write_captions(folder, columns_of(wrong))
 
 
 def test_altered_sample_is_not_read(tmp_path: Path):
     folder = local(tmp_path)
-    entry = write_captions(folder, columns(sampled(20)))
+    entry = write_captions(folder, columns_of(sampled(20)))
     artifact = artifact_of(CaptionSet, folder, [entry])
     flip(folder, entry.path, 100)
     with pytest.raises(StoreError, match=r"captions\.parquet: found other bytes"):

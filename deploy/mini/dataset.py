@@ -65,14 +65,14 @@ def ensure_world(spec: World, data_root: str) -> None:
             return
     except FileNotFoundError:
         pass
-    counts = write_collections(out, spec.seed, spec.rows)
+    counts = write_collections(out, spec.seed, spec.rows, spec.url_base)
     counts["benchmark_pictures"] = write_benchmark(out / BENCHMARK_FOLDER, spec.benchmark_seed)
     digests = {file: hashlib.sha256(out.read(file)).hexdigest() for _, file, _ in COLLECTIONS}
     done = {"spec": spec.model_dump(mode="json"), "counts": counts, "sha256": digests}
     out.write(DONE, json.dumps(done, indent=2).encode())
 
 
-def write_collections(out: Folder, seed: int, rows: int = 9000) -> dict[str, int]:
+def write_collections(out: Folder, seed: int, rows: int = 9000, url_base: str | None = None) -> dict[str, int]:
     """Write three collections of `rows` rows together with their pictures; returns counts by name.
 
     A few rows come twice, and about 2 % of the pictures are missing from the tars, as img2dataset leaves a download
@@ -80,7 +80,8 @@ def write_collections(out: Folder, seed: int, rows: int = 9000) -> dict[str, int
     """
     rng, counts = np.random.default_rng([seed, 1]), {"missing_pictures": 0}
     for name, file, share in COLLECTIONS:
-        collection = _draw_rows(name, max(ROWS_IN_A_TAR // 100, round(rows * share)), rng)
+        base = f"{url_base}/{name}" if url_base else f"https://{name}.example"
+        collection = _draw_rows(base, max(ROWS_IN_A_TAR // 100, round(rows * share)), rng)
         out.write(file, _caption_file(name, collection).encode())
         counts[name] = len(collection)
         for tar, start in enumerate(range(0, len(collection), ROWS_IN_A_TAR)):
@@ -114,12 +115,12 @@ def write_benchmark(out: Folder | Path, seed: int) -> int:
     return len(names)
 
 
-def _draw_rows(name: str, count: int, rng: np.random.Generator) -> list[Row]:
+def _draw_rows(base: str, count: int, rng: np.random.Generator) -> list[Row]:
     attributes = world.sample_attributes(count, rng)
     templates = rng.integers(len(ALT_TEXTS), size=count)
     rows = [
         Row(
-            url=f"https://{name}.example/{i:06d}.jpg",
+            url=f"{base}/{i:06d}.jpg",
             caption=_alt_text(ALT_TEXTS[templates[i]], attributes[i]),
             attributes=tuple(attributes[i].tolist()),
         )
