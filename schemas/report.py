@@ -13,6 +13,7 @@ class ReportSpec(Spec):
     """What the report is called and how much of it is shown."""
 
     stage: ClassVar[Stage] = "render_report"
+    version: ClassVar[int] = 2
     title: str = "ThinkDiff"
     examples: int = Field(default=20, ge=0, description="prompts shown with their pictures")
 

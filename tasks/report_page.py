@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from thinkdiff.schemas.artifact import Artifact
 from thinkdiff.tasks.report_ablations import ablations
 from thinkdiff.tasks.report_accuracy import NAMES, accuracy, by_task
+from thinkdiff.tasks.report_data import data
 from thinkdiff.tasks.report_examples import Example, cards, hero
 from thinkdiff.tasks.report_markup import Child, Html, join, percent, plural, table, tag
 from thinkdiff.tasks.report_numbers import Chance, Condition, Scores
@@ -59,6 +60,7 @@ def page(content: Content) -> bytes:
         ("pictures", "Questions and pictures", pictures(content)),
         ("tasks", "Task by task", by_task(content.scores)),
         ("training", "Training the aligner", training(content)),
+        ("data", "Captions and pictures", data(content.artifacts["captions"], content.artifacts["images"])),
         ("ablations", "Ablations", ablations(content.conditions, content.chance.blind)),
         ("provenance", "Provenance", provenance(content)),
     ]

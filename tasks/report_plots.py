@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from thinkdiff.tasks.report_markup import Html, join, percent, tag
@@ -94,6 +94,16 @@ def dots(title: str, rows: Iterable[Dots], chance: float) -> Html:
         value = join([f"{percent(over.mean)}%", tag("small", between)])
         drawn.append(row(join([item.name]), track, value, item.main))
     return tag("div", tag("h3", title), *drawn, axis(), class_="chart")
+
+
+def histogram(title: str, counts: Mapping[str, int]) -> Html:
+    """Counts below one another, the largest filling its track."""
+    most = max(counts.values(), default=0) or 1
+    drawn = [
+        row(join([name]), [mark("fill", f"width:{100 * count / most:.2f}%")], join([f"{count:,}"]), main=False)
+        for name, count in counts.items()
+    ]
+    return tag("div", tag("h3", title), *drawn, class_="chart")
 
 
 def axis() -> Html:

@@ -109,10 +109,10 @@ def task_runner(run: Execution, workers: int) -> Any:
         return ThreadPoolTaskRunner(max_workers=workers)
     try:
         module = importlib.import_module(f"prefect_{run.runner}")
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
         raise SpecError(
-            f"runner: found no package prefect-{run.runner}, expected it for the runner {run.runner!r}. Install "
-            f"thinkdiff with the extra {run.runner}, or take the runner threads."
+            f"runner: found no package {error.name}, expected it for the runner {run.runner!r}. Install thinkdiff with "
+            f"the extra {run.runner}, or take the runner threads."
         ) from None
     if run.runner == "ray":
         return module.RayTaskRunner(address=run.runner_address)

@@ -131,8 +131,13 @@ def build(root: Path) -> tuple[dict[str, Any], dict[str, Scorecard]]:
         path = root / "data" / "cobsat" / picture.path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(png(picture.path))
-    captions = artifact(CaptionSet, root, "sample_captions", 1, counts={"captions": 300})
-    images = artifact(ImageSet, root, "fetch_images", 2, parents={"captions": captions}, counts={"images": 299})
+    counted = {"captions": 300, "rows": 4321, "malformed": 21, "filtered": 17, "rows_cc3m": 4321, "sampled_cc3m": 300}
+    judged = {"malformed": {"cc3m: not UTF-8": 21}, "filtered": {"too few words": 17}, "caption_words": {"1-8": 299}}
+    captions = artifact(CaptionSet, root, "sample_captions", 1, counts=counted, stats=judged)
+    images = artifact(
+        ImageSet, root, "fetch_images", 2, parents={"captions": captions}, counts={"images": 299, "failed": 1},
+        stats={"reasons": {"HTTP <404>": 1}},
+    )  # fmt: skip
     vlm = Model(name="some/vlm")
     features = artifact(FeatureSet, root, "extract_features", 3, spec=FeatureSpec(vlm=vlm).model_dump(mode="json"))
     queries = artifact(

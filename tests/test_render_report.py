@@ -30,7 +30,7 @@ from thinkdiff.tasks.report_examples import choose, inline
 from thinkdiff.tasks.report_numbers import T_975, Condition, differences, mean_interval, reading
 from thinkdiff.tasks.step import Made, Work
 
-SECTIONS = ["accuracy", "pictures", "tasks", "training", "ablations", "provenance"]
+SECTIONS = ["accuracy", "pictures", "tasks", "training", "data", "ablations", "provenance"]
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +141,13 @@ def test_report_curves_end_where_training_ended(parsed):
     label = next(attrs["aria-label"] for tag, attrs in parsed.tags if attrs.get("class") == "plot")
     assert "200 steps" in label
     assert "validation ends at 0.875" in label
+
+
+def test_report_says_what_became_of_the_rows_and_pictures(parsed):
+    assert parsed.table("Collection")["cc3m"] == ["4,321", "300"]
+    assert parsed.table("Left out because") == {"cc3m: not UTF-8": ["21"], "too few words": ["17"], "HTTP <404>": ["1"]}
+    assert "299 pictures fetched, 1 not to be had" in parsed.text
+    assert "Words in a caption" in parsed.text
 
 
 def test_report_provenance_names_every_ancestor(built, parsed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import random
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -17,7 +18,7 @@ from test_url_hash import plain_murmur
 
 from thinkdiff.schemas.artifact import Execution
 from thinkdiff.schemas.captions import CaptionFilters, CaptionSet, CaptionSpec, Collection, sample_key
-from thinkdiff.schemas.errors import InputError
+from thinkdiff.schemas.errors import InputError, SpecError
 from thinkdiff.storage.caption_sample import read_captions, read_malformed
 from thinkdiff.storage.caption_shards import Split, collection_splits
 from thinkdiff.tasks.caption_draw import Columns, Drawn, Tally, candidates, first_limit, lowest
@@ -196,6 +197,15 @@ def test_stage_gives_the_same_bytes_for_any_workers_files_and_cuts(tmp_path: Pat
         assert [tuple(row) for row in read_captions(artifact)] == expected(rows, spec)
         assert artifact.counts["rows"] == sum(map(len, rows.values()))
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("runner", ["ray", "dask"])
+def test_stage_with_a_runner_that_is_not_installed_says_what_to_install(tmp_path: Path, rows: Rows, runner: str):
+    assert importlib.util.find_spec(f"prefect_{runner}") is None, "the lock holds no cluster"
+    write(tmp_path, rows)
+    run = Execution(root=str(tmp_path / "root"), data=str(tmp_path), workers=2, split_bytes=700, runner=runner)
+    with pytest.raises(SpecError, match=f"Install thinkdiff with the extra {runner}"):
+        sampled(run, CaptionSpec(collections=collections(rows), n=3))
 
 
 def test_stage_accounts_for_every_row(tmp_path: Path):

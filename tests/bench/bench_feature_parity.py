@@ -45,7 +45,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--end-policy", choices=["stop", "run_on", "forced"], default="stop")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--images", type=Path, help="folder of pictures; random 32x32 ones by default")
+    parser.add_argument("--images", type=Path, help="folder of .jpg files; random 32x32 pictures by default")
     parser.add_argument("--text", action="append", help="text to draw from (repeatable)")
     parser.add_argument("--tolerance", type=float, default=1e-4)
     parser.add_argument("--threads", type=int, default=1)
@@ -56,7 +56,7 @@ def main() -> int:
     args = arguments()
     from tiny_models import random_image
 
-    files = sorted(path for path in args.images.rglob("*") if path.is_file()) if args.images else []
+    files = sorted(args.images.rglob("*.jpg")) if args.images else []
     images: list[Part] = [path.read_bytes() for path in files] or [random_image(i) for i in range(256)]
     requests = requests_of(args.prompts, images, args.text or list(TEXTS))
     sampling = Sampling(0, 1, args.tokens, args.end_policy)
