@@ -203,7 +203,8 @@ def test_stage_gives_the_same_bytes_for_any_workers_files_and_cuts(tmp_path: Pat
 def test_stage_with_a_runner_that_is_not_installed_says_what_to_install(tmp_path: Path, rows: Rows, runner: str):
     assert importlib.util.find_spec(f"prefect_{runner}") is None, "the lock holds no cluster"
     write(tmp_path, rows)
-    run = Execution(root=str(tmp_path / "root"), data=str(tmp_path), workers=2, split_bytes=700, runner=runner)
+    where = {"root": str(tmp_path / "root"), "data": str(tmp_path), "workers": 2, "split_bytes": 700, "runner": runner}
+    run = Execution.model_validate(where)
     with pytest.raises(SpecError, match=f"Install thinkdiff with the extra {runner}"):
         sampled(run, CaptionSpec(collections=collections(rows), n=3))
 
