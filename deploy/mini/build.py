@@ -107,10 +107,10 @@ def _figures(name: str, report: dict[str, Any]) -> str:
 
 
 def _scoring_log(scorings: list[dict[str, Any]]) -> str:
-    lines = ["## Log of scorings", "", "| date | what | test seed | result |", "|---|---|---|---|"]
+    lines = ["## Log of scorings", ""]
     for s in scorings:
-        result = ", ".join(f"{k} {v}" for k, v in s["result"].items())
-        lines.append(f"| {s['date']} | {s['what']} | {s['test_seed']} | {result} |")
+        lines += [f"{s['date']}, test seed {s['test_seed']}: {s['what']}.", ""]
+        lines += [f"- {name}: {value}" for name, value in s["result"].items()] + [""]
     return "\n".join(lines) if scorings else "## Log of scorings\n\nNone yet."
 
 
