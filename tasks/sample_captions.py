@@ -8,9 +8,9 @@ number and beginning.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from thinkdiff.schemas.captions import CaptionSet, CaptionSpec
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from thinkdiff.storage.caption_shards import Split
     from thinkdiff.tasks.caption_draw import Columns, Drawn, Tally
 
-SMALL = 64 << 20  # bytes of collections of which every row may be a candidate
+SMALL = 64 << 20  # bytes of collections that are read at once, every row a candidate
 WORDS = (0, 3, 5, 8, 12, 16, 24, 32, 64)
 
 
@@ -77,7 +77,9 @@ def read(work: Work, spec: CaptionSpec, splits: Sequence[Split], limit: float) -
     found: list[Columns] = []
     with work.progress(sum(split.bytes for split in splits) >> 20, "MiB") as progress:
         calls = [(split, spec, limit) for split in splits]
-        for split, (tally, columns) in zip(splits, work.map(candidates, calls), strict=True):
+        alone = not work.run.workers and sum(split.bytes for split in splits) < SMALL
+        results = itertools.starmap(candidates, calls) if alone else work.map(candidates, calls)
+        for split, (tally, columns) in zip(splits, results, strict=True):
             tallies.append(tally)
             found.append(columns)
             progress.advance(split.bytes >> 20)
@@ -137,7 +139,7 @@ def statistics(
 
     words = looked_at(Text.of(caption.cast(pa.large_binary())))[0]
     histogram, _ = np.histogram(words, [*WORDS, np.inf])
-    names = [f"{low}-{high - 1}" for low, high in pairwise(WORDS)] + [f"{WORDS[-1]} and more"]
+    names = [f"{low}-{high - 1}" for low, high in itertools.pairwise(WORDS)] + [f"{WORDS[-1]} and more"]
     return {
         "malformed": {f"{name}: {reason}": count for (name, reason), count in sorted(malformed.items())},
         "filtered": dict(sorted(sum((part.filtered for part in tallies), Counter[str]()).items())),
