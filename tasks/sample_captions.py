@@ -75,14 +75,14 @@ def read(work: Work, spec: CaptionSpec, splits: Sequence[Split], limit: float) -
 
     tallies: list[Tally] = []
     found: list[Columns] = []
-    with work.progress(sum(split.bytes for split in splits) >> 20, "MiB") as progress:
+    with work.progress(sum(split.bytes for split in splits) >> 10, "KiB") as progress:
         calls = [(split, spec, limit) for split in splits]
         alone = not work.run.workers and sum(split.bytes for split in splits) < SMALL
         results = itertools.starmap(candidates, calls) if alone else work.map(candidates, calls)
         for split, (tally, columns) in zip(splits, results, strict=True):
             tallies.append(tally)
             found.append(columns)
-            progress.advance(split.bytes >> 20)
+            progress.advance(split.bytes >> 10)
     return tallies, found
 
 
