@@ -53,13 +53,13 @@ def artifacts(root: Path) -> tuple[FeatureSet, AlignerCheckpoint]:
     return found[0], found[1]
 
 
-def killed_run(root: Path, data: Path, stage: str, rng: random.Random) -> str:
-    """Starts a run and kills its process group at a random point of what `stage` has still to do."""
+def killed_run(root: Path, data: Path, stage: str, share: tuple[float, float], rng: random.Random) -> str:
+    """Starts a run and kills its process group at a random point in that share of `stage`."""
     process = subprocess.Popen(
         command(root, data), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     done = parts(root, stage)
-    wanted = rng.randint(done, max(done, PARTS[stage] - 1))
+    wanted = max(done, round((PARTS[stage] - 1) * rng.uniform(*share)))
     while process.poll() is None and (parts(root, stage) < wanted or not list((root / stage).glob("*/lease.json"))):
         time.sleep(0.02)
     delay = rng.uniform(0.0, 2.0)
@@ -97,9 +97,12 @@ def main() -> None:
     if not (calm / "train_aligner").exists():
         subprocess.run(command(calm, data), check=True, stdout=subprocess.DEVNULL)
     kept: dict[str, bytes] = {}
-    for kill in range(arguments.kills):
-        stage = "extract_features" if kill < arguments.kills // 2 else "train_aligner"
-        print(f"kill {kill} in {stage}: {killed_run(rough, data, stage, rng)}", flush=True)
+    half = arguments.kills // 2
+    plan = [("extract_features", i, half) for i in range(half)]
+    plan += [("train_aligner", i, arguments.kills - half) for i in range(arguments.kills - half)]
+    for kill, (stage, i, count) in enumerate(plan):
+        share = (i / count, (i + 1) / count)
+        print(f"kill {kill} in {stage}: {killed_run(rough, data, stage, share, rng)}", flush=True)
         now = commits(rough)
         changed = [name for name, body in kept.items() if now.get(name) != body]
         assert not changed, f"committed shards changed: {changed}"
