@@ -26,6 +26,7 @@ Places = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 U = np.uint64
 TAB, NEWLINE, RETURN = 9, 10, 13
+PIECE = 8192  # words that are looked at together: they stay in the processor's cache, and need no new pages
 LONGEST = 4096  # bytes of a url or caption that is looked at here
 
 
@@ -45,6 +46,7 @@ class Text:
     data: Bytes
     start: Places
     end: Places
+    shared: Words | None = None  # `words_of` the data, where others have them, too
 
     def __len__(self) -> int:
         return len(self.start)
@@ -57,13 +59,13 @@ class Text:
         places = np.frombuffer(offsets, np.int64, len(wide) + 1, 8 * wide.offset)
         first, last = (int(places[0]), int(places[-1])) if len(wide) else (0, 0)
         data = np.frombuffer(values, np.uint8, last - first, first) if last > first else np.zeros(0, np.uint8)
-        return Text(data, places[:-1] - first, places[1:] - first)
+        return Text(data, places[:-1] - first, places[1:] - first, words_of(data))
 
     def rows(self, chosen: Places) -> Text:
         """Some of the rows, in order; nothing is copied but their places."""
         if len(chosen) == len(self):
             return self
-        return Text(self.data, self.start[chosen], self.end[chosen])
+        return Text(self.data, self.start[chosen], self.end[chosen], self.shared)
 
     def take(self) -> pa.Array:
         """The strings side by side, as a binary Arrow array."""
@@ -83,11 +85,8 @@ class Text:
 
     @cached_property
     def aligned(self) -> Words:
-        """The buffer as words, and two more of zeros behind it."""
-        whole = len(self.data) // 8
-        rest = np.zeros(24, np.uint8)
-        rest[: len(self.data) - 8 * whole] = self.data[8 * whole :]
-        return np.concatenate([np.frombuffer(self.data, "<u8", whole), rest.view("<u8")])
+        """The buffer as words, and some more of zeros behind it; made once for all columns of a buffer."""
+        return self.shared if self.shared is not None else words_of(self.data)
 
     def words_at(self, place: Places) -> Words:
         """The word that begins at each place of the buffer; zeros behind its end."""
@@ -156,7 +155,8 @@ class Block:
 
 def tsv_block(form: CollectionFormat, data: Bytes, first: int) -> Block:
     """The block of whole lines that `data` holds; the last one may lack its newline. `first` numbers the first."""
-    marks = find_bytes(data, (TAB, NEWLINE))
+    words = words_of(data)
+    marks = find_bytes(words, len(data), (TAB, NEWLINE))
     newline = data[marks] == NEWLINE
     end, tabs = marks[newline], marks[~newline]
     start = np.concatenate([[0], end + 1])
@@ -170,7 +170,7 @@ def tsv_block(form: CollectionFormat, data: Bytes, first: int) -> Block:
         single = np.searchsorted(tabs, end) - at == 1
         tab = np.append(tabs, len(data))[at]
     end = end - ((end > start) & (data[end - 1] == RETURN))
-    left, right = Text(data, start, tab), Text(data, tab + 1, end)
+    left, right = Text(data, start, tab, words), Text(data, tab + 1, end, words)
     url, caption = (right, left) if form == "cc3m-tsv" else (left, right)
     plain = np.flatnonzero(single)
     good = np.zeros(len(end), np.bool_)
@@ -258,22 +258,33 @@ def zero_bytes(word: Words) -> Words:
     return ~(((word & ~HIGH) + ~HIGH) | word | ~HIGH)
 
 
-def find_bytes(data: Bytes, wanted: tuple[int, ...]) -> Places:
-    """The places of some bytes, in order."""
-    word = Text(data, NOWHERE, NOWHERE).aligned
-    marks = np.zeros(len(word), np.uint64)
-    for byte in wanted:
-        marks |= zero_bytes(word ^ spread(byte))
-    at = np.flatnonzero(marks)
-    marks, found = marks[at], []
-    while len(at):
-        lowest = marks & (~marks + U(1))
-        found.append(8 * at + (np.bitwise_count(lowest - U(1)).astype(np.int64) >> 3))
-        marks ^= lowest
-        more = np.flatnonzero(marks)
-        at, marks = at[more], marks[more]
-    places = np.sort(np.concatenate(found), kind="stable") if found else NOWHERE
-    return places[: np.searchsorted(places, len(data))]
+def words_of(data: Bytes) -> Words:
+    """Bytes as little-endian words, and at least two more of zeros behind them."""
+    padded = np.zeros(len(data) // 8 + 3, "<u8")
+    padded.view(np.uint8)[: len(data)] = data
+    return padded
+
+
+def find_bytes(words: Words, length: int, wanted: tuple[int, ...]) -> Places:
+    """The places of some bytes among the first `length` of `words_of` something, in order."""
+    found = [NOWHERE]
+    for first in range(0, len(words), PIECE):
+        piece = words[first : first + PIECE]
+        marks = zero_bytes(piece ^ spread(wanted[0]))
+        for byte in wanted[1:]:
+            marks |= zero_bytes(piece ^ spread(byte))
+        at = np.flatnonzero(marks)
+        marks, places = marks[at], []
+        while len(at):
+            lowest = marks & (~marks + U(1))
+            places.append(8 * (first + at) + (np.bitwise_count(lowest - U(1)).astype(np.int64) >> 3))
+            marks ^= lowest
+            more = np.flatnonzero(marks)
+            at, marks = at[more], marks[more]
+        if places:
+            found.append(np.sort(np.concatenate(places), kind="stable"))
+    places = np.concatenate(found)
+    return places[: np.searchsorted(places, length)]
 
 
 def is_utf8(data: Bytes) -> bool:

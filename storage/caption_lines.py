@@ -17,7 +17,7 @@ from thinkdiff.storage.caption_blocks import NEWLINE, RETURN, Bytes, Text
 from thinkdiff.storage.caption_rows import MAX_LINE
 from thinkdiff.storage.root import Folder
 
-CHUNK = 1 << 21
+CHUNK = 1 << 20
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
 

@@ -38,7 +38,7 @@ from thinkdiff.storage.root import Folder, locate, matching
 
 MAX_JSON = 1 << 30
 PROBE = 100
-ROWS = 1 << 14  # of a block that is not cut by bytes
+ROWS = 1 << 13  # of a block that is not cut by bytes
 HINTS: dict[CollectionFormat, str] = {
     "cc3m-tsv": "it looks like cc12m-tsv; declare that format.",
     "cc12m-tsv": "it looks like cc3m-tsv; declare that format.",

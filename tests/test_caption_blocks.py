@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from thinkdiff.schemas.captions import Collection, CollectionFormat
 from thinkdiff.schemas.errors import InputError
-from thinkdiff.storage.caption_blocks import Text, arrow_block, find_bytes, tsv_block
+from thinkdiff.storage.caption_blocks import Text, arrow_block, find_bytes, tsv_block, words_of
 from thinkdiff.storage.caption_lines import whole_lines
 from thinkdiff.storage.caption_rows import CaptionRow, Malformed, judged, parsed
 from thinkdiff.storage.root import Folder
@@ -80,7 +80,7 @@ def test_strings_that_are_no_utf_8_are_malformed_though_together_they_are():
 
 @given(st.binary(max_size=200), st.sampled_from([(9,), (9, 10), (0,), (255, 128)]))
 def test_bytes_are_found_where_they_are(data: bytes, wanted: tuple[int, ...]):
-    places = find_bytes(np.frombuffer(data, np.uint8), wanted)
+    places = find_bytes(words_of(np.frombuffer(data, np.uint8)), len(data), wanted)
     assert places.tolist() == [i for i, byte in enumerate(data) if byte in wanted]
 
 
