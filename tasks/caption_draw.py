@@ -22,8 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from thinkdiff.schemas.captions import CaptionSpec
+from thinkdiff.storage.caption_formats import Split
 from thinkdiff.storage.caption_rows import Malformed
-from thinkdiff.storage.caption_shards import Split, read_blocks, rows_per_byte
+from thinkdiff.storage.caption_shards import read_blocks, rows_per_byte
 from thinkdiff.tasks.caption_filters import REASONS, reasons
 from thinkdiff.tasks.url_hash import url_hashes
 

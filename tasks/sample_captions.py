@@ -18,7 +18,7 @@ from thinkdiff.schemas.errors import InputError
 from thinkdiff.tasks.step import Made, Work, step
 
 if TYPE_CHECKING:
-    from thinkdiff.storage.caption_shards import Split
+    from thinkdiff.storage.caption_formats import Split
     from thinkdiff.tasks.caption_draw import Columns, Drawn, Tally
 
 SMALL = 64 << 20  # bytes of collections that are read at once, every row a candidate

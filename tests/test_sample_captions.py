@@ -19,8 +19,9 @@ from test_url_hash import plain_murmur
 from thinkdiff.schemas.artifact import Execution
 from thinkdiff.schemas.captions import CaptionFilters, CaptionSet, CaptionSpec, Collection, sample_key
 from thinkdiff.schemas.errors import InputError, SpecError
+from thinkdiff.storage.caption_formats import Split
 from thinkdiff.storage.caption_sample import read_captions, read_malformed
-from thinkdiff.storage.caption_shards import Split, collection_splits
+from thinkdiff.storage.caption_shards import collection_splits
 from thinkdiff.tasks.caption_draw import Columns, Drawn, Tally, candidates, first_limit, lowest
 from thinkdiff.tasks.sample_captions import sample_captions
 from thinkdiff.tasks.url_hash import normal_url
