@@ -79,7 +79,7 @@ def parsing(folder: Path, n: int) -> dict[str, float]:
 
 def duckdb(folder: Path, n: int) -> dict[str, float]:
     """The same job in SQL."""
-    import duckdb as duck
+    import duckdb as duck  # pyright: ignore[reportMissingImports]  # pip install duckdb
 
     phrases = "|".join(BOILERPLATE)
     limit = int(1.1 * n / 16_700_000 * 2**64)
