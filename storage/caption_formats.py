@@ -6,24 +6,24 @@ collection has and how it is cut in `caption_shards.py`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import IO
 
 import pyarrow as pa
-import pyarrow.json as pj
 import pyarrow.parquet as pq
 
 from thinkdiff.schemas.captions import CollectionFormat
 from thinkdiff.schemas.errors import InputError
-from thinkdiff.storage.caption_blocks import Block, Bytes, arrow_block, lists_block, tsv_block
-from thinkdiff.storage.caption_lines import compression, line_chunks, lines_array, open_stream
+from thinkdiff.storage.caption_blocks import Block, arrow_block, lists_block, tsv_block
+from thinkdiff.storage.caption_json import JsonError, list_items
+from thinkdiff.storage.caption_lines import compression, decompressed, line_chunks, lines_array
 from thinkdiff.storage.caption_rows import BYTE_ORDER_MARK, COLUMNS, MAX_LINE, Malformed, excerpt
+from thinkdiff.storage.caption_scan import Bytes
 from thinkdiff.storage.image_sources import read_samples
 from thinkdiff.storage.root import Folder
 
-MAX_JSON = 1 << 30
 ROWS = 1 << 13  # of a block that is not cut by bytes
 HINTS: dict[CollectionFormat, str] = {
     "cc3m-tsv": "it looks like cc12m-tsv; declare that format.",
@@ -193,48 +193,34 @@ def tar_blocks(split: Split) -> Iterator[Block]:
 
 
 def json_blocks(split: Split) -> Iterator[Block]:
-    """The pairs of SBU's parallel lists. Read by Arrow, and pair by pair where it finds anything unusual."""
-    with open_stream(Folder(split.uri), split.name) as stream:
-        data = stream.read(MAX_JSON + 1)
-    if len(data) > MAX_JSON:
-        raise InputError(f"{split.where}: found more than {MAX_JSON} bytes, expected a smaller sbu-json file.")
-    lists = json_lists(data)
-    if lists is None:
-        yield json_block_by_pairs(split, data)
-        return
-    del data
-    urls, captions = lists
-    for first in range(0, max(len(urls), 1), ROWS):
-        yield arrow_block(urls.slice(first, ROWS), captions.slice(first, ROWS), first)
+    """The pairs of SBU's parallel lists. Raises InputError when the file holds no such lists."""
+    no_lists = InputError(
+        f"{split.where}: found no JSON object with lists image_urls and captions of one length, expected format "
+        "sbu-json. Declare the format that the file has, or copy the file again."
+    )
+    folder, number = Folder(split.uri), 0
+    with decompressed(folder, split.name) as one, decompressed(folder, split.name) as other:
+        sides = list_items(one, "image_urls"), list_items(other, "captions", whole=True)
+        while True:
+            try:
+                urls, captions = (list(islice(side, ROWS)) for side in sides)
+            except JsonError as error:
+                raise no_lists from error
+            if len(urls) != len(captions):
+                raise no_lists
+            if not urls:
+                return
+            yield string_block(urls, captions, number)
+            number += len(urls)
 
 
-def json_lists(data: bytes) -> tuple[pa.Array, pa.Array] | None:
-    """The two lists of one JSON object as Arrow reads them; None where anything in it is unusual."""
-    strings = pa.list_(pa.string())
-    schema = pa.schema([("image_urls", strings), ("captions", strings)])
-    parsing = pj.ParseOptions(schema, newlines_in_values=True, unexpected_field_behavior="ignore")
-    reading = pj.ReadOptions(use_threads=False, block_size=min(len(data) + 1, 2**31 - 1))
+def string_block(urls: list[object], captions: list[object], first: int) -> Block:
+    """The block of two lists of strings, or of anything else."""
     try:
-        table = pj.read_json(pa.BufferReader(data), reading, parsing)
-        urls, captions = (table.column(name).combine_chunks().flatten() for name in ("image_urls", "captions"))
-    except (pa.ArrowException, ValueError):
-        return None
-    return (urls, captions) if table.num_rows == 1 and len(urls) == len(captions) else None
-
-
-def json_block_by_pairs(split: Split, data: bytes) -> Block:
-    """All pairs of SBU's lists, one by one. Raises InputError when the file holds no such lists."""
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        found = None
-    urls, captions = (found.get("image_urls"), found.get("captions")) if isinstance(found, dict) else (None, None)
-    if not isinstance(urls, list) or not isinstance(captions, list) or len(urls) != len(captions):
-        raise InputError(
-            f"{split.where}: found no JSON object with lists image_urls and captions of one length, expected "
-            "format sbu-json. Declare the format that the file has, or copy the file again."
-        )
-    return lists_block(urls, captions, 0)
+        url, caption = (pa.array(values, pa.large_string()) for values in (urls, captions))
+    except (pa.ArrowException, UnicodeError, TypeError):  # an item is no string, or not valid Unicode
+        return lists_block(urls, captions, first)
+    return arrow_block(url, caption, first)
 
 
 def swapped(split: Split) -> InputError:

@@ -7,17 +7,19 @@ strangers: of an endless line only the beginning is kept, and a compressed file 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 
 from thinkdiff.schemas.errors import InputError
-from thinkdiff.storage.caption_blocks import NEWLINE, RETURN, Bytes, Text
+from thinkdiff.storage.caption_blocks import Text
 from thinkdiff.storage.caption_rows import MAX_LINE
+from thinkdiff.storage.caption_scan import Bytes, cut_lines
 from thinkdiff.storage.root import Folder
 
-CHUNK = 1 << 20
+CHUNK = 1 << 22
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
 
@@ -36,17 +38,12 @@ def open_stream(folder: Folder, name: str) -> Any:
     return file if kind is None else pa.CompressedInputStream(pa.PythonFile(file, mode="r"), kind)
 
 
-def line_chunks(folder: Folder, name: str, start: int, stop: int | None) -> Iterator[Bytes]:
-    """The lines that begin at bytes `start` to `stop`; of one longer than MAX_LINE the first bytes at least.
-
-    The last line of a file may lack its newline. Raises InputError when a compressed file is cut off or none.
-    """
+@contextmanager
+def decompressed(folder: Folder, name: str) -> Iterator[Any]:
+    """`open_stream`, while it is read. Raises InputError when a compressed file is cut off or none."""
     try:
         with open_stream(folder, name) as stream:
-            at = max(start - 1, 0)
-            if at:
-                stream.seek(at)
-            yield from whole_lines(stream, at, start > 0, stop)
+            yield stream
     except (OSError, EOFError, ValueError) as error:
         kind = compression(name)
         if kind is None or isinstance(error, InputError):
@@ -55,6 +52,18 @@ def line_chunks(folder: Folder, name: str, start: int, stop: int | None) -> Iter
             f"{folder.full(name)}: found bytes that do not decompress ({str(error)[:80]}), expected a whole {kind} "
             "file. It was cut off or is no such file; copy it again."
         ) from error
+
+
+def line_chunks(folder: Folder, name: str, start: int, stop: int | None) -> Iterator[Bytes]:
+    """The lines that begin at bytes `start` to `stop`; of one longer than MAX_LINE the first bytes at least.
+
+    The last line of a file may lack its newline. Raises InputError when a compressed file is cut off or none.
+    """
+    with decompressed(folder, name) as stream:
+        at = max(start - 1, 0)
+        if at:
+            stream.seek(at)
+        yield from whole_lines(stream, at, start > 0, stop)
 
 
 def whole_lines(stream: Any, at: int, skip: bool, stop: int | None, chunk: int = CHUNK) -> Iterator[Bytes]:
@@ -91,11 +100,6 @@ def whole_lines(stream: Any, at: int, skip: bool, stop: int | None, chunk: int =
 
 def lines_array(chunk: Bytes) -> pa.Array:
     """Lines as strings that nobody has checked, without their newlines."""
-    end = np.flatnonzero(chunk == NEWLINE)
-    start = np.concatenate([[0], end + 1])
-    if len(chunk) > start[-1]:
-        end = np.append(end, len(chunk))
-    start = start[: len(end)]
-    end = end - ((end > start) & (chunk[end - 1] == RETURN))
+    start, _, end = cut_lines(chunk)
     binary = Text(chunk, start, end).take()
     return pa.LargeStringArray.from_buffers(len(binary), *binary.buffers()[1:])

@@ -36,9 +36,10 @@ MARGIN = 1.1  # candidates for each caption of the sample
 
 @dataclass(frozen=True)
 class Columns:
-    """Some rows of a split: hashes, numbers in the split, and texts as bytes."""
+    """N rows of a split: hashes of URLs, keys as two numbers each, numbers in the split, and texts as bytes."""
 
     hashes: npt.NDArray[np.uint64]
+    keys: npt.NDArray[np.uint64]
     number: npt.NDArray[np.int64]
     url: pa.Array
     caption: pa.Array
@@ -75,11 +76,13 @@ def candidates(split: Split, spec: CaptionSpec, limit: float) -> tuple[Tally, Co
         malformed += block.malformed
         rows += block.rows
     filtered = Counter({reason: int(count) for reason, count in zip(REASONS, counts[1:], strict=True) if count})
+    url, caption = joined(urls), joined(captions)
     return Tally(rows, filtered, malformed), Columns(
         np.concatenate(hashes or [np.zeros(0, np.uint64)]),
+        keys_of(split.collection, url, caption),
         np.concatenate(numbers or [np.zeros(0, np.int64)]),
-        pa.concat_arrays(urls or [pa.array([], pa.large_binary())]),
-        pa.concat_arrays(captions or [pa.array([], pa.large_binary())]),
+        url,
+        caption,
     )
 
 
@@ -130,12 +133,12 @@ def lowest(splits: Sequence[Split], tallies: Sequence[Tally], found: list[Column
     collection = np.array([names.index(split.collection) for split in splits], np.int64)[of_split]
     hashes = np.concatenate([part.hashes for part in found])
     priority = hashes.astype(np.float64) / weights[collection]
-    url, caption = pa.concat_arrays([part.url for part in found]), pa.concat_arrays([part.caption for part in found])
     number = np.concatenate([part.number for part in found]) + first_rows(splits, tallies)[of_split]
+    keys = np.concatenate([part.keys for part in found])
+    urls, captions = [part.url for part in found], [part.caption for part in found]
     found.clear()
-    named = pa.array([name.encode() for name in names], pa.large_binary())
 
-    order = np.argsort(hashes, kind="stable")
+    order = np.argsort(hashes)
     begins = np.flatnonzero(np.append(True, np.diff(hashes[order]) != 0)) if len(order) else np.zeros(0, np.int64)
     sizes = np.diff(np.append(begins, len(order)))
     winners = order[begins]
@@ -143,12 +146,11 @@ def lowest(splits: Sequence[Split], tallies: Sequence[Tally], found: list[Column
     if len(repeated):
         rows = order[repeated]
         group = np.repeat(np.arange(len(sizes)), sizes)[repeated]
-        keys = keys_of(named.take(collection[rows]), url.take(rows), caption.take(rows))
-        best = np.lexsort((keys[:, 1], keys[:, 0], priority[rows], group))
+        best = np.lexsort((rows, keys[rows, 1], keys[rows, 0], priority[rows], group))
         head = np.append(True, np.diff(group[best]) != 0)
         winners[group[best][head]] = rows[best][head]
     first = np.lexsort((hashes[winners], priority[winners])) if len(set(weights)) > 1 else np.arange(len(winners))
-    same = 0
+    same, caption = 0, joined(captions)
     if spec.distinct_captions:
         codes = caption.take(winners[first]).dictionary_encode().indices.to_numpy()
         unseen = np.sort(np.unique(codes, return_index=True)[1])
@@ -159,20 +161,25 @@ def lowest(splits: Sequence[Split], tallies: Sequence[Tally], found: list[Column
     first = first[: spec.n]
     taken = winners[first]
     highest = float(priority[taken[-1]]) * float(weights.max()) / SPAN
-    keys = keys_of(named.take(collection[taken]), url.take(taken), caption.take(taken))
-    by_key = np.lexsort((keys[:, 1], keys[:, 0]))
-    keys, taken = keys[by_key], taken[by_key]
+    taken = taken[sorting(keys[taken])]
     return Drawn(
-        key=hex_keys(keys),
+        key=hex_keys(keys[taken]),
         collection=pa.array(names, pa.string()).take(collection[taken]),
-        url=text_of(url.take(taken)),
         caption=text_of(caption.take(taken)),
+        url=text_of(joined(urls).take(taken)),
         file=pa.array([split.where for split in splits], pa.string()).take(of_split[taken]),
         row=pa.array(number[taken]),
         duplicates=int((sizes[first] - 1).sum()),
         same_captions=same,
         distinct=(spec.n + same - 1) / highest if len(set(weights)) == 1 and spec.n > 1 else float("nan"),
     )
+
+
+def joined(parts: list[pa.Array]) -> pa.Array:
+    """Byte strings one behind the other; empties the list, so that none is held twice."""
+    whole = pa.concat_arrays(parts or [pa.array([], pa.large_binary())])
+    parts.clear()
+    return whole
 
 
 def first_rows(splits: Sequence[Split], tallies: Sequence[Tally]) -> npt.NDArray[np.int64]:
@@ -185,15 +192,24 @@ def first_rows(splits: Sequence[Split], tallies: Sequence[Tally]) -> npt.NDArray
     return np.array(first, np.int64)
 
 
-def keys_of(collection: pa.Array, url: pa.Array, caption: pa.Array) -> npt.NDArray[np.uint64]:
+def keys_of(collection: str, url: pa.Array, caption: pa.Array) -> npt.NDArray[np.uint64]:
     """(N, 2) `sample_key` of each row as two numbers, the first half of its digits and the second; from bytes."""
+    name = collection.encode()
+    head = pa.scalar(len(name).to_bytes(8, "little") + name, pa.large_binary())
     digests = []
-    for first in range(0, len(collection), BATCH):
-        fields = [array.slice(first, BATCH) for array in (collection, url, caption)]
+    for first in range(0, len(url), BATCH):
+        fields = [array.slice(first, BATCH) for array in (url, caption)]
         sized = [part for array in fields for part in (sizes_of(array), array)]
-        records = pc.call_function("binary_join_element_wise", [*sized, NOTHING]).to_pylist()
+        records = pc.call_function("binary_join_element_wise", [head, *sized, NOTHING]).to_pylist()
         digests += map(methodcaller("digest"), map(hashlib.sha256, records))
     return np.frombuffer(b"".join(digests), ">u8").reshape(-1, 4)[:, :2].astype(np.uint64)
+
+
+def sorting(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.intp]:
+    """The order of keys; by their first halves alone where these differ, which is ten times as fast."""
+    order = np.argsort(keys[:, 0])
+    first = keys[order, 0]
+    return order if (first[1:] != first[:-1]).all() else np.lexsort((keys[:, 1], keys[:, 0]))
 
 
 def sizes_of(array: pa.Array) -> pa.Array:

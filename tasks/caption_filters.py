@@ -2,7 +2,8 @@
 
 In: a column of captions and a CaptionFilters. Out: a code per row, 0 for a caption that stays, else one more than the
 place of its reason in REASONS; the first reason that fits counts. Words stand between ASCII white space, and case is
-ASCII case. What the bytes of a caption do not show at a glance is decided one by one, by `reason_of`.
+ASCII case. A caption's bytes are read once: a table says what each of them is, an automaton (Aho and Corasick 1975)
+whether a phrase of the boilerplate has ended.
 
 Source of `blip_caption`: LAVIS's BlipCaptionProcessor, which ThinkDiff-CLIP is trained with, as facts.
 """
@@ -10,88 +11,89 @@ Source of `blip_caption`: LAVIS's BlipCaptionProcessor, which ThinkDiff-CLIP is 
 from __future__ import annotations
 
 import re
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from thinkdiff.schemas.captions import CaptionFilters
-from thinkdiff.storage.caption_blocks import HIGH, LONGEST, Text, U, Words, spread, zero_bytes
+from thinkdiff.storage.caption_blocks import Text
+from thinkdiff.storage.caption_scan import Bytes, Places, compiled
 
 REASONS = ("control characters", "replacement characters", "too few words", "too many words", "boilerplate")
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
-SPACE = re.compile("[\t-\r ]+")
-LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 Codes = npt.NDArray[np.uint8]
-
-
-def reason_of(caption: str, filters: CaptionFilters) -> int:
-    """The code of one caption: the definition."""
-    words = len([word for word in SPACE.split(caption) if word])
-    found = (
-        filters.control_characters and CONTROL.search(caption) is not None,
-        filters.replacement_characters and "\ufffd" in caption,
-        words < filters.min_words,
-        filters.max_words is not None and words > filters.max_words,
-        any(phrase.lower() in caption.translate(LOWER) for phrase in filters.boilerplate),
-    )
-    return found.index(True) + 1 if True in found else 0
+SPACE, CONTROL, LEAD, REPLACED, PHRASE = 1, 2, 4, 8, 16
+KINDS = np.zeros(256, np.uint8)  # of bytes; a C1 character or U+FFFD begins with a LEAD
+KINDS[:0x20] = KINDS[0x7F] = CONTROL
+KINDS[[0x20, *range(0x09, 0x0E)]] |= SPACE
+KINDS[[0xC2, 0xEF]] = LEAD
 
 
 def reasons(captions: Text, filters: CaptionFilters) -> Codes:
-    """(N,) codes of a column of UTF-8 captions, none of them blank."""
-    codes = np.zeros(len(captions), np.uint8)
-    if filters == CaptionFilters() or not len(captions):
-        return codes
-    doubtful = (captions.end - captions.start) > LONGEST
-    likely = np.flatnonzero(~doubtful)
-    words, control, high = looked_at(captions.rows(likely))
-    if filters.max_words is not None:
-        codes[likely[words > filters.max_words]] = 4
-    codes[likely[words < filters.min_words]] = 3
-    if filters.control_characters or filters.replacement_characters:
-        doubtful[likely[control | high]] = True
-    if filters.boilerplate:
-        pattern = "|".join(re.escape(phrase) for phrase in filters.boilerplate)
-        options = pc.MatchSubstringOptions(pattern, ignore_case=True)
-        matched = pc.call_function("match_substring_regex", [captions.take()], options)
-        found = matched.to_numpy(zero_copy_only=False)
-        codes[(codes == 0) & found] = 5
-    for row in np.flatnonzero(doubtful).tolist():
-        codes[row] = reason_of(captions.bytes_of(row).decode(), filters)
-    return codes
+    """(N,) codes of a column of UTF-8 captions."""
+    words, marks = looked_at(captions, filters.boilerplate)
+    most = np.inf if filters.max_words is None else filters.max_words
+    found = (
+        filters.control_characters & (marks & CONTROL != 0),
+        filters.replacement_characters & (marks & REPLACED != 0),
+        words < filters.min_words,
+        words > most,
+        marks & PHRASE != 0,
+    )
+    return np.select(found, range(1, len(REASONS) + 1), 0).astype(np.uint8)
 
 
-def looked_at(captions: Text) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """(N,) numbers of words; whether there is a C0 character or DEL; whether there may be a C1 character or U+FFFD."""
-    n = len(captions)
-    words, control, high = np.zeros(n, np.int64), np.zeros(n, np.bool_), np.zeros(n, np.bool_)
-    before = np.full(n, U(0x80))  # the high bit: the byte in front is a space
-    for rows, word, past in captions.words:
-        word = word.copy()
-        word[len(rows) - len(past) :] |= past & spread(0x20)
-        space = spaces(word)
-        first = ~space & ((space << U(8)) | before[rows]) & HIGH
-        words[rows] += np.bitwise_count(first)
-        before[rows] = space >> U(56)
-        seven = word & ~HIGH
-        low = ~(seven + spread(0x60)) | ((seven + spread(0x01)) & ~word)  # below 0x20, or DEL
-        odd = low & ~word & HIGH
-        if odd.any():
-            control[rows[odd != 0]] = True
-        if (word & HIGH).any():
-            lead = zero_bytes(word ^ spread(0xC2)) | zero_bytes(word ^ spread(0xEF))
-            high[rows[lead != 0]] = True
-    return words, control, high
+def looked_at(captions: Text, phrases: tuple[str, ...] = ()) -> tuple[Places, Codes]:
+    """(N,) numbers of words, and which of CONTROL (C0, DEL and C1), REPLACED and PHRASE are in a caption, as bits."""
+    return look(captions.data, captions.start, captions.end, KINDS, automaton(phrases))
 
 
-def spaces(word: Words) -> Words:
-    """The high bit of every byte that is ASCII white space: 0x20 and 0x09 to 0x0D."""
-    seven = word & ~HIGH
-    blank = ~((seven ^ spread(0x20)) + spread(0x7F))
-    tabs = (seven + spread(0x77)) & ~(seven + spread(0x72))
-    return (blank | tabs) & ~word & HIGH
+@cache
+def automaton(phrases: tuple[str, ...]) -> npt.NDArray[np.uint32]:
+    """The next state by the sum of state and byte; states are multiples of 256, 0 the first.
+
+    A state is the longest beginning of an ASCII phrase, in any case, that the bytes so far end in; the last one, which
+    is never left, says that a phrase has ended.
+    """
+    lower = [phrase.lower().encode() for phrase in phrases]
+    states = sorted({b"", *(phrase[:end] for phrase in lower for end in range(len(phrase)))}, key=len)
+    number = {state: place for place, state in enumerate(states)}
+    table = np.zeros((len(states) + 1, 256), np.uint32)
+    table[-1] = len(states)
+    for state, place in number.items():
+        for byte in set(b"".join(lower)):
+            read = state + bytes([byte])
+            ended = any(read.endswith(phrase) for phrase in lower)
+            longest = next(read[cut:] for cut in range(len(read) + 1) if read[cut:] in number)
+            table[place, [byte, ord(chr(byte).upper())]] = len(states) if ended else number[longest]
+    return (256 * table).reshape(-1)
+
+
+@compiled
+def look(data: Bytes, start: Places, end: Places, kinds: Codes, table: npt.NDArray[np.uint32]) -> tuple[Places, Codes]:
+    """`looked_at`, by what bytes are and by an automaton."""
+    words, marks = np.empty(len(start), np.int64), np.empty(len(start), np.uint8)
+    for row in range(len(start)):
+        caption = data[start[row] : end[row]]
+        before, seen, count, state = np.uint8(SPACE), np.uint8(0), 0, np.uint32(0)
+        for byte in caption:
+            kind = kinds[byte]
+            count += before & (kind ^ SPACE) & SPACE
+            before = kind
+            seen |= kind
+            state = table[state + byte]
+        found = seen & CONTROL
+        if seen & LEAD:
+            for at in range(len(caption) - 1):
+                if caption[at] == 0xC2 and caption[at + 1] < 0xA0:
+                    found |= CONTROL
+                if caption[at] == 0xEF and caption[at + 1] == 0xBF:
+                    found |= REPLACED if at + 2 < len(caption) and caption[at + 2] == 0xBD else 0
+        if state == len(table) - 256:
+            found |= PHRASE
+        words[row], marks[row] = count, found
+    return words, marks
 
 
 def blip_caption(caption: str, most: int = 50) -> str:

@@ -240,7 +240,7 @@ def step(
 
 
 def awaited(future: Any, watch: Callable[[], object]) -> Any:
-    """The result of a future, `watch` being called every second until then and once more at the end."""
+    """The result of a `called` future, `watch` being called every second until then and once more at the end."""
     while True:
         try:
             result = future.result(timeout=WATCH_SECONDS)
@@ -248,13 +248,16 @@ def awaited(future: Any, watch: Callable[[], object]) -> Any:
         except TimeoutError:
             watch()
     watch()
-    return result
+    return result.pop()
 
 
-def called(job: functools.partial[R]) -> R:
-    """Does a job. A TimeoutError of its own is named, as `Work.map` waits with one."""
+def called(job: functools.partial[R]) -> list[R]:
+    """Does a job. A TimeoutError of its own is named, as `Work.map` waits with one.
+
+    The result comes in a list, to be taken out of it: Prefect keeps what its tasks return until the flow ends.
+    """
     try:
-        return job()
+        return [job()]
     except TimeoutError as error:
         raise StoreError(
             f"{job.func.__name__}: found a store that does not answer ({error}), expected it to. Nothing committed is "
@@ -262,9 +265,9 @@ def called(job: functools.partial[R]) -> R:
         ) from error
 
 
-def in_thread(job: functools.partial[R]) -> Future[R]:
-    """The future of a job in a thread of its own, which does not keep an interrupted program alive."""
-    future: Future[R] = Future()
+def in_thread(job: functools.partial[R]) -> Future[list[R]]:
+    """The future of a job (`called`) in a thread of its own, which does not keep an interrupted program alive."""
+    future: Future[list[R]] = Future()
 
     def work() -> None:
         try:

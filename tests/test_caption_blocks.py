@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from thinkdiff.schemas.captions import Collection, CollectionFormat
 from thinkdiff.schemas.errors import InputError
-from thinkdiff.storage.caption_blocks import Text, arrow_block, find_bytes, tsv_block, words_of
+from thinkdiff.storage.caption_blocks import Text, arrow_block, tsv_block
 from thinkdiff.storage.caption_lines import whole_lines
 from thinkdiff.storage.caption_rows import CaptionRow, Malformed, judged, parsed
 from thinkdiff.storage.root import Folder
@@ -78,23 +78,12 @@ def test_strings_that_are_no_utf_8_are_malformed_though_together_they_are():
     assert [row.reason for row in block.malformed] == ["not UTF-8", "not UTF-8"]
 
 
-@given(st.binary(max_size=200), st.sampled_from([(9,), (9, 10), (0,), (255, 128)]))
-def test_bytes_are_found_where_they_are(data: bytes, wanted: tuple[int, ...]):
-    places = find_bytes(words_of(np.frombuffer(data, np.uint8)), len(data), wanted)
-    assert places.tolist() == [i for i, byte in enumerate(data) if byte in wanted]
-
-
 @given(st.lists(st.binary(max_size=30)))
 def test_text_gives_back_its_strings(strings: list[bytes]):
     text = Text.of(pa.array(strings, pa.large_binary()))
     assert text.take().to_pylist() == strings
     chosen = np.arange(1, len(strings), 2)
     assert text.rows(chosen).take().to_pylist() == strings[1::2]
-    words: dict[int, bytes] = {i: b"" for i in range(len(strings))}
-    for rows, word, _ in text.words:
-        for row, value in zip(rows.tolist(), word, strict=True):
-            words[row] += value.tobytes()
-    assert all(found.startswith(strings[i]) and not found[len(strings[i]) :].strip(b"\0") for i, found in words.items())
 
 
 ROWS = [(f"https://a.example/{i}.jpg", f"caption {i} é") for i in range(500)]

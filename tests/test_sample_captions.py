@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prefect import flow
 from test_url_hash import plain_murmur
 
@@ -22,7 +24,7 @@ from thinkdiff.schemas.errors import InputError, SpecError
 from thinkdiff.storage.caption_formats import Split
 from thinkdiff.storage.caption_sample import read_captions, read_malformed
 from thinkdiff.storage.caption_shards import collection_splits
-from thinkdiff.tasks.caption_draw import Columns, Drawn, Tally, candidates, first_limit, lowest
+from thinkdiff.tasks.caption_draw import Columns, Drawn, Tally, candidates, first_limit, lowest, sorting
 from thinkdiff.tasks.sample_captions import sample_captions
 from thinkdiff.tasks.url_hash import normal_url
 
@@ -253,7 +255,14 @@ def test_stage_cleans_captions_after_their_keys_are_made(tmp_path: Path):
 
 
 def test_empty_columns_are_no_sample(tmp_path: Path):
-    empty = Columns(np.zeros(0, np.uint64), np.zeros(0, np.int64), *[pa.array([], pa.large_binary())] * 2)
+    texts = [pa.array([], pa.large_binary())] * 2
+    empty = Columns(np.zeros(0, np.uint64), np.zeros((0, 2), np.uint64), np.zeros(0, np.int64), *texts)
     split = Split("a", "cc12m-tsv", str(tmp_path), "a.tsv", 0, 0, 0)
     spec = CaptionSpec(collections=(Collection(name="a", format="cc12m-tsv", url="a.tsv"),), n=1)
     assert lowest([split], [Tally(0, Counter(), [])], [empty], spec) == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), unique=True))
+def test_keys_are_sorted_whether_their_first_halves_differ_or_not(keys: list[tuple[int, int]]):
+    halves = np.array(keys, np.uint64).reshape(-1, 2)
+    assert halves[sorting(halves)].tolist() == [list(key) for key in sorted(keys)]
