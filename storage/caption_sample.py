@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
@@ -53,7 +52,7 @@ BAD = pa.schema(
 
 def write_captions(folder: Folder, columns: Mapping[str, pa.Array]) -> FileEntry:
     """Writes the columns of the sample. Raises StoreError when they are not sorted by key, or one comes twice."""
-    must_be_sorted(columns["key"], folder.full(CAPTIONS))
+    must_ascend(columns["key"], folder.full(CAPTIONS))
     table = pa.Table.from_pydict({name: columns[name] for name in SAMPLE.names})
     return folder.write(CAPTIONS, table_bytes(table, page_index=True))
 
@@ -73,26 +72,15 @@ def iterate_captions(artifact: CaptionSet) -> Iterator[SampledCaption]:
     """The sample in the order of keys, a batch of objects in memory at a time."""
     where = artifact.path(CAPTIONS)
     table = read_table(checked_bytes(artifact, CAPTIONS), SAMPLE, where)
-    must_ascend(table.column("key").to_pylist(), where)
+    must_ascend(table.column("key"), where)
     for batch in table.to_batches(max_chunksize=BATCH):
         yield from map(SampledCaption, *(found.to_pylist() for found in batch.columns))
 
 
-def must_be_sorted(keys: pa.Array, where: str) -> None:
-    """`must_ascend` of a column."""
-    if len(keys) > 1 and not pc.call_function("less", [keys[:-1], keys[1:]]).true_count == len(keys) - 1:
-        raise out_of_order(where)
-
-
-def must_ascend(keys: list[str], where: str) -> None:
-    """Raises StoreError unless the keys are unique and sorted."""
-    if any(one >= other for one, other in pairwise(keys)):
-        raise out_of_order(where)
-
-
-def out_of_order(where: str) -> StoreError:
-    """The sentence for keys that do not ascend."""
-    return StoreError(f"{where}: found a key twice or out of order, expected sorted unique keys.")
+def must_ascend(keys: pa.Array | pa.ChunkedArray, where: str) -> None:
+    """Raises StoreError unless a column of keys is sorted and holds none twice."""
+    if len(keys) > 1 and not pc.call_function("all", [pc.call_function("less", [keys[:-1], keys[1:]])]).as_py():
+        raise StoreError(f"{where}: found a key twice or out of order, expected sorted unique keys.")
 
 
 class MalformedLog:

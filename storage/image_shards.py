@@ -75,8 +75,8 @@ class ImageReader:
             )
         self._sizes = {entry.path: entry.size for entry in artifact.files}
         table = read_table(checked_bytes(artifact, INDEX), ROWS, artifact.path(INDEX))
+        must_ascend(table.column("key"), artifact.path(INDEX))
         self.rows = rows_of(table)
-        must_ascend([row.key for row in self.rows], artifact.path(INDEX))
         for row in self.rows:
             if not self._fits(row):
                 raise StoreError(
