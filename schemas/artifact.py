@@ -113,7 +113,7 @@ class Execution(Frozen):
     root: str = Field(default="runs", description="artifact root: a path or s3://bucket/prefix")
     data: str | None = Field(default=None, description="where relative collection URLs start; default ROOT/data")
     model_dirs: tuple[str, ...] = Field(default=(), description="folders searched for models before the hub")
-    engine: Literal["vllm", "transformers"] = "vllm"
+    engine: Literal["vllm", "two-pass", "transformers"] = "vllm"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=0, ge=0, description="CPU threads of a model; 0 leaves it to the recipe")
     batch: int = Field(default=64, ge=1, description="pictures generated or judged together")

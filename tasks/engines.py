@@ -1,4 +1,4 @@
-"""Which engine answers: vLLM (`qwen_engine`) or the reference (`transformers_engine`), by the run's choice.
+"""Which engine answers, by the run's choice: vLLM with the tap, vLLM in two passes, or transformers, the reference.
 
 In: where to run, how to sample, a model's folder. Out: an engine, used as a context manager.
 """
@@ -42,5 +42,5 @@ def open_engine(
     return QwenEngine(
         path, dtype=spec.compute_dtype, sampling=sampling, add_vision_id=add_vision_id, features=kinds,
         max_images=max_images, device=run.device, max_num_seqs=run.max_num_seqs,
-        threads=run.threads or None, log=log,
+        threads=run.threads or None, two_pass=run.engine == "two-pass", log=log,
     )  # fmt: skip

@@ -271,7 +271,8 @@ def check_internals(worker: Any) -> None:
     if missing:
         raise EngineError(
             f"feature tap: found vLLM {vllm.__version__} without {', '.join(missing)}, expected them. The tap "
-            f"reads names that vLLM does not promise (tested: {TESTED}). Install a tested vLLM."
+            f"reads names that vLLM does not promise (tested: {TESTED}). Install a tested vLLM, or take the engine "
+            "two-pass, which uses public interfaces alone (--set run.engine=two-pass)."
         )
 
 

@@ -60,6 +60,7 @@ class EngineOptions:
     max_model_len: int
     kv_cache_gib: float | None
     prefix_caching: bool
+    two_pass: bool
     vllm: Mapping[str, Any]
 
 
@@ -71,8 +72,8 @@ class QwenEngine:
     tokens), kv_cache_gib (None: on a CPU what the requests need and at most 1 GiB, on a GPU vLLM's own measure),
     prefix_caching (off when input features are asked for, which a cached prefix would lack), threads (OpenMP
     threads on a CPU; None: one for a model under 64 MiB, else OpenMP's own choice), vllm (further keyword arguments
-    for `vllm.LLM`). log receives each line that the child prints; by default lines become warnings of this module's
-    logger.
+    for `vllm.LLM`), two_pass (features by a second, embedding engine: `two_pass.py`). log receives each line that
+    the child prints; by default lines become warnings of this module's logger.
 
     Raises ModelError when the folder lacks a file, EngineError when vLLM does not start, is not of a supported
     version, or dies.
@@ -96,13 +97,15 @@ class QwenEngine:
         kv_cache_gib: float | None = None,
         prefix_caching: bool = False,
         threads: int | None = None,
+        two_pass: bool = False,
         vllm: Mapping[str, Any] | None = None,
         log: Callable[[str], None] | None = None,
     ) -> None:
         check_model(model_path)
         self.options = EngineOptions(
             os.fspath(model_path), revision, dtype, sampling, add_vision_id, features, max_images, device,
-            max_num_seqs, max_model_len, kv_cache_gib, prefix_caching and "input" not in features, dict(vllm or {}),
+            max_num_seqs, max_model_len, kv_cache_gib, prefix_caching and "input" not in features, two_pass,
+            dict(vllm or {}),
         )  # fmt: skip
         self.threads = threads
         self._log = log or logging.getLogger(__name__).warning
@@ -212,7 +215,7 @@ class QwenEngine:
         found = dict(os.environ)
         defaults = {
             "VLLM_NO_USAGE_STATS": "1",
-            "VLLM_LOGGING_LEVEL": "ERROR",  # while it starts; qwen_child raises it to WARNING for the work itself
+            "VLLM_LOGGING_LEVEL": "ERROR",  # while it starts; vllm_engine raises it to WARNING for the work
             "PYTHONWARNINGS": "ignore",
             "TORCH_CPP_LOG_LEVEL": "ERROR",
             "TOKENIZERS_PARALLELISM": "false",

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,37 +23,7 @@ from thinkdiff.tasks.transformers_engine import TransformersEngine
 pytest.importorskip("vllm")
 prepare_torchvision()
 from tiny_models import make_tiny_qwen2_vl, random_image  # noqa: E402
-
-T = 24
-GREEDY = Sampling(temperature=0, top_p=1, max_tokens=T, end_policy="stop")
-SAMPLED = Sampling(temperature=0.6, top_p=0.9, max_tokens=T, end_policy="run_on")
-SCARCE: dict[str, Any] = {"block_size": 32, "num_gpu_blocks_override": 20, "max_num_batched_tokens": 64}
-COMMON: dict[str, Any] = {"dtype": "float32", "sampling": GREEDY, "max_images": 4, "add_vision_id": True}
-FAST: dict[str, Any] = {"max_num_seqs": 32, "max_model_len": 512}
-TOLERANCE = 1e-4
-
-
-def prompts(n: int) -> list[Request]:
-    """Text with none to four pictures, first, last or in between, of several sizes."""
-    requests: list[Request] = []
-    for i in range(n):
-        rng = np.random.default_rng(i)
-        content: list[str | np.ndarray] = [f"Word {i}: "]
-        for j in range(i % 5):
-            content += [random_image(10 * i + j, int(rng.choice([32, 48, 64]))), "blue " * int(rng.integers(0, 4))]
-        requests.append(Request(f"sample-{i}", (*content, "What is here?"), seed=i))
-    return requests
-
-
-def assert_same(found: list[Generation], expected: list[Generation]) -> None:
-    """Equal ids, text and end; features within TOLERANCE."""
-    assert [g.key for g in found] == [g.key for g in expected]
-    for a, b in zip(found, expected, strict=True):
-        assert a.prompt_token_ids == b.prompt_token_ids, a.key
-        assert a.token_ids == b.token_ids, a.key
-        assert (a.text, a.end_index) == (b.text, b.end_index)
-        assert a.features.shape == (len(a.token_ids), 128)
-        np.testing.assert_allclose(a.features, b.features, rtol=0, atol=TOLERANCE, err_msg=a.key)
+from tiny_requests import COMMON, FAST, SAMPLED, SCARCE, TOLERANCE, T, assert_same, prompts  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -156,21 +125,16 @@ def test_generate_preempted_and_chunked_equals_transformers(scarce: QwenEngine, 
     assert after["live"] == after["ended"] == 0
 
 
-def test_generate_model_runner_v2_async_equals_transformers(checkpoint: Path, expected: list[Generation]):
-    class V2Engine(QwenEngine):
-        program = (str(Path(__file__).parent / "v2_child.py"),)
-
-    chosen = [0, 1, 2, 3, 4, *(i for i, g in enumerate(expected) if g.end_index is not None)]
-    wanted = [expected[i] for i in chosen]
+def test_two_passes_equal_transformers(checkpoint: Path, expected: list[Generation]):
     both: frozenset[TokenKind] = frozenset({"generated", "input"})
-    with V2Engine(checkpoint, **COMMON, **FAST, features=both, vllm=SCARCE) as engine:
-        assert engine.versions["model_runner"] == "V2"
-        found = engine.generate([prompts(24)[i] for i in chosen])
-        counts = engine.statistics()
-    assert_same(found, wanted)
-    for a, b in zip(found, wanted, strict=True):
+    with QwenEngine(checkpoint, **COMMON, **FAST, features=both, two_pass=True) as engine:
+        found = engine.generate(prompts(24))
+        with pytest.raises(InputError, match="'long'"):
+            engine.generate([*prompts(2), Request("long", ("word " * 900,))])
+        assert_same(engine.generate(prompts(2)), expected[:2])
+    assert_same(found, expected)
+    for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(np.asarray(a.input_features), np.asarray(b.input_features), rtol=0, atol=TOLERANCE)
-    assert counts["rows"] - counts["recomputed"] > sum(len(g.token_ids) for g in found)  # one more after an end token
 
 
 def test_generate_refused_request_leaves_engine_usable(engine: QwenEngine, expected: list[Generation]):

@@ -1,4 +1,4 @@
-"""Test only: `qwen_child` with what a GPU gets by default, vLLM's model runner V2 and async scheduling, on a CPU.
+"""Test only: `qwen_child` with what a GPU gets by default, vLLM's model runner V2, on a CPU; `async`: scheduled so.
 
 V2's kernels are Triton's, run here by its interpreter. CUDA, streams and graphs are not exercised.
 """
@@ -6,6 +6,7 @@ V2's kernels are Triton's, run here by its interpreter. CUDA, streams and graphs
 from __future__ import annotations
 
 import os
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,7 +29,7 @@ if __name__ == "__main__":
 
     def keep_async_scheduling(platform: Any, config: Any) -> None:
         original(platform, config)
-        config.scheduler_config.async_scheduling = True
+        config.scheduler_config.async_scheduling = sys.argv[1] == "async"
 
     platform_class.check_and_update_config = classmethod(keep_async_scheduling)
     qwen_child.main()
