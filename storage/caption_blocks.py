@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from thinkdiff.schemas.captions import CollectionFormat
 from thinkdiff.storage.caption_rows import MAX_LINE, CaptionRow, Malformed, judged, parsed
-from thinkdiff.storage.caption_scan import RETURN, Bytes, Flags, Places, beyond_doubt, cut_lines, gathered
+from thinkdiff.storage.caption_scan import RETURN, Bytes, Flags, Places, beyond_doubt, cut_lines, gather
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Text:
     def take(self) -> pa.Array:
         """The strings side by side, as a binary Arrow array."""
         ends = np.concatenate([[0], np.cumsum(self.end - self.start)])
-        data = gathered(self.data, self.start, self.end, int(ends[-1]))
+        data = np.empty(ends[-1], np.uint8)
+        gather(self.data, self.start, self.end, data, ends)
         buffers = [None, pa.py_buffer(ends), pa.py_buffer(data)]
         return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(self), buffers)
 

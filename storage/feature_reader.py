@@ -170,9 +170,7 @@ class FeatureReader:
     def _row(self, index: int, states: States) -> FeatureRow:
         shard, place = divmod(index, self._layout.shard_size)
         values = self._table(shard).slice(place, 1).to_pylist()[0]
-        cut = {kind: state[: values[LENGTHS[kind]]].copy() for kind, state in states.items()}
-        if not all(finite(state) for state in cut.values()):
-            raise self._not_finite(f"in row {index}")
+        cut = {kind: self._checked(state[: values[LENGTHS[kind]]], index).copy() for kind, state in states.items()}
         return FeatureRow(
             key=values["key"],
             prompt=values["prompt"],
@@ -182,6 +180,12 @@ class FeatureReader:
             features=cut["generated"],
             input_features=cut.get("input"),
         )
+
+    def _checked(self, state: npt.NDArray[Any], index: int) -> npt.NDArray[Any]:
+        """A row's features, if they are finite within its length."""
+        if not finite(state):
+            raise self._not_finite(f"in row {index}")
+        return state
 
     def _gather(self, kind: TokenKind, wanted: Sequence[int]) -> dict[int, npt.NDArray[Any]]:
         """Row number -> (T, D), for sorted row numbers."""

@@ -6,9 +6,9 @@
     rows/<k>.parquet                key, prompt, token ids, lengths, text of the rows of shard k
     commits/<k>.json                the part record of shard k, written last
 
-Here is the writer; the reader is `feature_reader.py`, handed on here. Shards are written whole by one process: two
-writers of one shard lose rows, whatever the format. The stage holds the artifact's lease, so what a killed attempt
-left without a record is overwritten.
+Here is the writer; the reader is `feature_reader.py` and, with batches, `feature_stream.py`, both handed on here.
+Shards are written whole by one process: two writers of one shard lose rows, whatever the format. The stage holds the
+artifact's lease, so what a killed attempt left without a record is overwritten.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from thinkdiff.storage.feature_shards import (
     metadata_bytes,
     shard_name,
 )
+from thinkdiff.storage.feature_stream import FeatureBatch, FeatureStore
 from thinkdiff.storage.parts import Part, PartLog, must_be_whole
 from thinkdiff.storage.root import Folder, sha256_hex
 
@@ -178,4 +179,4 @@ class FeatureWriter:
         raise StoreError(f"{self.folder.uri}: found input features, expected none. The store has no room for them.")
 
 
-__all__ = ["FeatureReader", "FeatureRow", "FeatureWriter", "LoadedFeatures"]
+__all__ = ["FeatureBatch", "FeatureReader", "FeatureRow", "FeatureStore", "FeatureWriter", "LoadedFeatures"]

@@ -14,6 +14,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from operator import methodcaller
 
 import numpy as np
@@ -22,8 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from thinkdiff.schemas.captions import CaptionSpec
+from thinkdiff.storage.caption_blocks import Text
 from thinkdiff.storage.caption_formats import Split
 from thinkdiff.storage.caption_rows import Malformed
+from thinkdiff.storage.caption_scan import gather
 from thinkdiff.storage.caption_shards import read_blocks, rows_per_byte
 from thinkdiff.tasks.caption_filters import REASONS, reasons
 from thinkdiff.tasks.url_hash import url_hashes
@@ -150,9 +153,9 @@ def lowest(splits: Sequence[Split], tallies: Sequence[Tally], found: list[Column
         head = np.append(True, np.diff(group[best]) != 0)
         winners[group[best][head]] = rows[best][head]
     first = np.lexsort((hashes[winners], priority[winners])) if len(set(weights)) > 1 else np.arange(len(winners))
-    same, caption = 0, joined(captions)
+    same = 0
     if spec.distinct_captions:
-        codes = caption.take(winners[first]).dictionary_encode().indices.to_numpy()
+        codes = picked(captions, winners[first]).dictionary_encode().indices.to_numpy()
         unseen = np.sort(np.unique(codes, return_index=True)[1])
         same = int(unseen[spec.n - 1] - spec.n + 1) if len(unseen) >= spec.n else len(first) - len(unseen)
         first = first[unseen]
@@ -162,11 +165,15 @@ def lowest(splits: Sequence[Split], tallies: Sequence[Tally], found: list[Column
     taken = winners[first]
     highest = float(priority[taken[-1]]) * float(weights.max()) / SPAN
     taken = taken[sorting(keys[taken])]
+    url, caption = picked(urls, taken), picked(captions, taken)
+    urls.clear()
+    captions.clear()
+    pa.default_memory_pool().release_unused()
     return Drawn(
         key=hex_keys(keys[taken]),
         collection=pa.array(names, pa.string()).take(collection[taken]),
-        caption=text_of(caption.take(taken)),
-        url=text_of(joined(urls).take(taken)),
+        url=url,
+        caption=caption,
         file=pa.array([split.where for split in splits], pa.string()).take(of_split[taken]),
         row=pa.array(number[taken]),
         duplicates=int((sizes[first] - 1).sum()),
@@ -180,6 +187,24 @@ def joined(parts: list[pa.Array]) -> pa.Array:
     whole = pa.concat_arrays(parts or [pa.array([], pa.large_binary())])
     parts.clear()
     return whole
+
+
+def picked(parts: Sequence[pa.Array], rows: npt.NDArray[np.intp]) -> pa.Array:
+    """Some rows of arrays that count as one, in the order asked, as strings; the whole is never put together."""
+    texts = [Text.of(part) for part in parts]
+    first = np.cumsum([0, *map(len, texts)])
+    order = np.argsort(rows)
+    cuts = np.searchsorted(rows[order], first)
+    shares = [order[begin:end] for begin, end in pairwise(cuts)]
+    chosen = [text.rows(rows[share] - begin) for text, share, begin in zip(texts, shares, first, strict=False)]
+    sizes = np.empty(len(rows), np.int64)
+    for text, share in zip(chosen, shares, strict=True):
+        sizes[share] = text.end - text.start
+    ends = np.concatenate([[0], np.cumsum(sizes)])
+    data = np.empty(ends[-1], np.uint8)
+    for text, share in zip(chosen, shares, strict=True):
+        gather(text.data, text.start, text.end, data, ends[share])
+    return pa.LargeStringArray.from_buffers(len(rows), pa.py_buffer(ends), pa.py_buffer(data))
 
 
 def first_rows(splits: Sequence[Split], tallies: Sequence[Tally]) -> npt.NDArray[np.int64]:
@@ -224,8 +249,3 @@ def hex_keys(keys: npt.NDArray[np.uint64]) -> pa.Array:
     digits = keys.astype(">u8").tobytes().hex().encode()
     ends = np.arange(0, len(digits) + 1, 32, dtype=np.int64)
     return pa.LargeStringArray.from_buffers(len(keys), pa.py_buffer(ends), pa.py_buffer(digits))
-
-
-def text_of(found: pa.Array) -> pa.Array:
-    """Bytes that were checked already, as strings."""
-    return pa.LargeStringArray.from_buffers(len(found), *found.buffers()[1:])

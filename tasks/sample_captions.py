@@ -73,17 +73,16 @@ def read(work: Work, spec: CaptionSpec, splits: Sequence[Split], limit: float) -
     """What each split gives, read side by side, in the order of the splits."""
     from thinkdiff.tasks.caption_draw import candidates
 
-    tallies: list[Tally] = []
-    found: list[Columns] = []
+    longest_first = sorted(range(len(splits)), key=lambda place: -splits[place].bytes)
+    parts: dict[int, tuple[Tally, Columns]] = {}
     with work.progress(sum(split.bytes for split in splits) >> 10, "KiB") as progress:
-        calls = [(split, spec, limit) for split in splits]
+        calls = [(splits[place], spec, limit) for place in longest_first]
         alone = not work.run.workers and sum(split.bytes for split in splits) < SMALL
         results = itertools.starmap(candidates, calls) if alone else work.map(candidates, calls)
-        for split, (tally, columns) in zip(splits, results, strict=True):
-            tallies.append(tally)
-            found.append(columns)
-            progress.advance(split.bytes >> 10)
-    return tallies, found
+        for place, part in zip(longest_first, results, strict=True):
+            parts[place] = part
+            progress.advance(splits[place].bytes >> 10)
+    return [parts[place][0] for place in range(len(splits))], [parts[place][1] for place in range(len(splits))]
 
 
 def too_few(tallies: Sequence[Tally], drawn: int, spec: CaptionSpec) -> InputError:
