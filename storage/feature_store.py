@@ -119,8 +119,12 @@ class FeatureWriter:
             for kind, block in blocks.items()
         ]
         entries.append(self.folder.write(rows_name(shard), rows_bytes(rows)))
-        tokens = sum(row.length for row in rows)
-        record = Part(number=shard, rows=len(rows), files=tuple(entries), info={"tokens": tokens})
+        info = {
+            "tokens": sum(row.length for row in rows),
+            "ended": sum(row.eos >= 0 for row in rows),
+            "characters": sum(len(row.text) for row in rows),
+        }
+        record = Part(number=shard, rows=len(rows), files=tuple(entries), info=info)
         return [*entries, self._log.commit(record)]
 
     def files(self) -> tuple[FileEntry, ...]:

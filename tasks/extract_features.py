@@ -7,7 +7,7 @@ killed run loses at most the shard in hand and the batch that a request ran in d
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,15 @@ from thinkdiff.schemas.cobsat import CobsatPrompts
 from thinkdiff.schemas.errors import InputError
 from thinkdiff.schemas.features import CaptionPrompts, FeatureSet, FeatureSpec
 from thinkdiff.schemas.images import ImageSet
+from thinkdiff.tasks.ahead import ahead
 from thinkdiff.tasks.engines import open_engine
+from thinkdiff.tasks.extraction_meter import Meter
 from thinkdiff.tasks.models import hidden_size, model_path
 from thinkdiff.tasks.step import Made, Work, step
 
 if TYPE_CHECKING:
     from thinkdiff.storage.feature_store import FeatureRow
-    from thinkdiff.tasks.qwen_chat import Generation
+    from thinkdiff.tasks.qwen_chat import Generation, Request
 
 
 def keyed_number(seed: int, key: str, use: str) -> int:
@@ -127,22 +129,35 @@ def extract_features(work: Work, spec: FeatureSpec, images: ImageSet | None) -> 
     writer.prepare()
     kept = set(writer.committed())
     missing = [shard for shard in range(writer.shards) if shard not in kept]
+    meter = Meter()
     with work.progress(len(questions), "requests") as progress:
         progress.resume(len(questions) - sum(len(shard_of(questions, spec, s)) for s in missing))
         if missing:
-            for shard, answers in answered(work, spec, source, questions, missing, path):
-                writer.commit(shard, answers)
+            for shard, answers in ahead(answered(work, spec, source, questions, missing, path, meter)):
+                with meter.writing():
+                    writer.commit(shard, answers)
                 progress.advance(len(answers))
     if kept and missing:
         work.log.info(
             "extract_features: kept %d committed shards, made %d; children of another content are rebuilt.",
             len(kept), len(missing),
         )  # fmt: skip
-    tokens = sum(part.info["tokens"] for part in writer.committed().values())
+    if missing:
+        work.log.info("extract_features: %s", meter.sentence())
+    parts = writer.committed().values()
+    tokens, ended, characters = (sum(part.info[name] for part in parts) for name in ("tokens", "ended", "characters"))
     return Made(
         files=writer.files(),
         counts={"rows": len(questions), "shards": writer.shards, "tokens": tokens},
-        stats={"hidden_size": width, "shape": [len(questions), spec.max_tokens, width], "shard_size": spec.shard_size},
+        stats={
+            "hidden_size": width,
+            "shape": [len(questions), spec.max_tokens, width],
+            "shard_size": spec.shard_size,
+            "ended": ended / len(questions),
+            "tokens_per_row": tokens / len(questions),
+            "characters_per_row": characters / len(questions),
+            "run": meter.figures(),
+        },
         note=f"kept {len(kept)} shards of an earlier run" if kept else "",
         page="\n".join(f"- {question.prompt!r:.200}" for question in questions[:5]),
     )
@@ -155,26 +170,35 @@ def shard_of(questions: list[Question], spec: FeatureSpec, shard: int) -> list[Q
 
 def answered(
     work: Work, spec: FeatureSpec, source: CaptionQuestions | BenchmarkQuestions, questions: list[Question],
-    shards: list[int], path: str,
-) -> Iterator[tuple[int, list[FeatureRow]]]:  # fmt: skip
-    """Runs the engine over the shards, in order."""
-    from thinkdiff.tasks.qwen_chat import Request
-
+    shards: list[int], path: str, meter: Meter,
+) -> Generator[tuple[int, list[FeatureRow]]]:  # fmt: skip
+    """Runs the engine over the shards, in order; pictures are read ahead of it."""
     benchmark = isinstance(spec.prompts, CobsatPrompts)
     most = max(len(question.images) for question in questions)
+    batches = [shard_of(questions, spec, shard) for shard in shards]
     with open_engine(work.run, spec, path, add_vision_id=benchmark, max_images=most, log=work.log.debug) as engine:
-        for shard in shards:
-            batch = shard_of(questions, spec, shard)
-            requests = [
-                Request(
-                    key=question.key,
-                    content=tuple(part if isinstance(part, str) else pictures[part] for part in question.parts),
-                    seed=keyed_number(spec.seed, question.key, "sampling"),
-                )
-                for question, pictures in zip(batch, source.read(batch), strict=True)
-            ]
-            made = engine.generate(requests)
-            yield shard, [feature_row(spec, q, g) for q, g in zip(batch, made, strict=True)]
+        meter.start()
+        made = engine.stream(ahead(requests_of(spec, source, batch) for batch in batches))
+        for shard, batch, answers in zip(shards, batches, made, strict=True):
+            meter.count(answers)
+            yield shard, [feature_row(spec, q, g) for q, g in zip(batch, answers, strict=True)]
+        meter.stop(engine.statistics())
+
+
+def requests_of(
+    spec: FeatureSpec, source: CaptionQuestions | BenchmarkQuestions, batch: list[Question]
+) -> list[Request]:
+    """Some questions with their pictures."""
+    from thinkdiff.tasks.qwen_chat import Request
+
+    return [
+        Request(
+            key=question.key,
+            content=tuple(part if isinstance(part, str) else pictures[part] for part in question.parts),
+            seed=keyed_number(spec.seed, question.key, "sampling"),
+        )
+        for question, pictures in zip(batch, source.read(batch), strict=True)
+    ]
 
 
 def feature_row(spec: FeatureSpec, question: Question, made: Generation) -> FeatureRow:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -53,6 +53,9 @@ class LiveRequest:
     limit: int  # generated rows wanted
     slot: int  # its row of the buffer
     rows: int = 0  # generated rows written
+    step: int = 0  # the last step that computes some of its positions, and which
+    begin: int = 0
+    end: int = 0
     inputs_ND: torch.Tensor | None = None
     input_rows: int = 0
 
@@ -83,12 +86,15 @@ class FeatureTap(Worker):
         self._free = list(range(slots))
         self._live: dict[str, LiveRequest] = {}
         self._ended: dict[str, TakenRows] = {}
-        self._span: dict[str, tuple[int, int]] = {}
+        self._number = 0  # of the step, from 1
         self._count = {"steps": 0, "rows": 0, "recomputed": 0, "preempted": 0}
         self._seconds = 0.0
+        self._step = {"prefill_seconds": 0.0, "decode_seconds": 0.0}
+        self._reads_prompts = False
+        self._step_began = 0.0
 
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        began = time.thread_time()
+        self._step_began, began = time.perf_counter(), time.thread_time()
         self._read_schedule(scheduler_output)
         self._seconds += time.thread_time() - began
         return super().execute_model(scheduler_output, *args, **kwargs)
@@ -96,7 +102,7 @@ class FeatureTap(Worker):
     def sample_tokens(self, grammar_output: Any) -> Any:
         state: Any = self.model_runner.execute_model_state
         began = time.thread_time()
-        if state is not None and self._span:
+        if state is not None and self._live:
             self._copy_rows(state)
         aside = {} if self._v2 or state is None else self._set_generators_aside()
         self._seconds += time.thread_time() - began
@@ -105,26 +111,29 @@ class FeatureTap(Worker):
         finally:
             if aside:
                 self.model_runner.input_batch.generators.update(aside)
+            kind = "prefill_seconds" if self._reads_prompts else "decode_seconds"
+            self._step[kind] += time.perf_counter() - self._step_began
 
     def _read_schedule(self, scheduled: Any) -> None:
         """Note which positions each live request computes in this step; begin and end requests."""
         for request_id in scheduled.finished_req_ids:  # ended and aborted ones
             self._end(request_id)
         self._count["preempted"] += len(scheduled.preempted_req_ids or ())
-        starts: dict[str, int] = {}
+        tokens, live = scheduled.num_scheduled_tokens, self._live
+        self._number += 1
+        self._reads_prompts = any(count > 1 for count in tokens.values())
+        cached = scheduled.scheduled_cached_reqs
+        starts = list(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
         for new in scheduled.scheduled_new_reqs:
-            starts[new.req_id] = new.num_computed_tokens
+            starts.append((new.req_id, new.num_computed_tokens))
             extra = (new.sampling_params.extra_args if new.sampling_params else None) or {}
             # V2 announces a resumed request again
-            if "feature_key" in extra and new.req_id not in self._live:
-                self._live[new.req_id] = self._begin(new, extra)
-        cached = scheduled.scheduled_cached_reqs
-        starts.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
-        self._span = {
-            request_id: (starts[request_id], starts[request_id] + tokens)
-            for request_id, tokens in scheduled.num_scheduled_tokens.items()
-            if request_id in self._live
-        }
+            if "feature_key" in extra and new.req_id not in live:
+                live[new.req_id] = self._begin(new, extra)
+        for request_id, start in starts:
+            request = live.get(request_id)
+            if request is not None and request_id in tokens:
+                request.step, request.begin, request.end = self._number, start, start + tokens[request_id]
 
     def _begin(self, new: Any, extra: Mapping[str, Any]) -> LiveRequest:
         if not self._free:  # preempted requests hold their slots, so more may be live than run
@@ -152,42 +161,40 @@ class FeatureTap(Worker):
         self._ended[request.key] = taken
         self._free.append(request.slot)
 
-    def _batch(self, state: Any) -> Iterator[tuple[LiveRequest, int, int, int]]:
-        """(request, first position, end position, its first row among the step's states), live ones only."""
+    def _copy_rows(self, state: Any) -> None:
+        states_ND: torch.Tensor = state.hidden_states
         runner: Any = self.model_runner
         batch = state.input_batch if self._v2 else runner.input_batch
         first_rows = (batch.query_start_loc_np if self._v2 else runner.query_start_loc.np).tolist()
-        for i, request_id in enumerate(batch.req_ids):
-            span, request = self._span.get(request_id), self._live.get(request_id)
-            if span is None or request is None:
-                continue
-            if first_rows[i + 1] - first_rows[i] != span[1] - span[0]:
-                raise EngineError(f"feature tap: found {request_id} out of step with vLLM's batch. Report this.")
-            yield request, *span, first_rows[i]
-
-    def _copy_rows(self, state: Any) -> None:
-        states_ND: torch.Tensor = state.hidden_states
         source: list[int] = []
         slot: list[int] = []
         column: list[int] = []
-        for request, begin, end, row in self._batch(state):
-            a, b = request.input_rows, min(end, request.prompt_length)
-            if request.inputs_ND is not None and begin <= a < b:
-                request.inputs_ND[a:b] = states_ND[row + a - begin : row + b - begin]
-                request.input_rows = b
-            last = request.prompt_length - 1
+        for i, request_id in enumerate(batch.req_ids):
+            request = self._live.get(request_id)
+            if request is None or request.step != self._number:
+                continue
+            begin, end, row, last = request.begin, request.end, first_rows[i], request.prompt_length - 1
+            if first_rows[i + 1] - row != end - begin:
+                raise EngineError(f"feature tap: found {request_id} out of step with vLLM's batch. Report this.")
+            first, beyond = begin - last, end - last
+            if first == request.rows > 0 and beyond == first + 1 <= request.limit:  # one token more, as nearly always
+                source.append(row)
+                slot.append(request.slot)
+                column.append(first)
+                request.rows = beyond
+                continue
+            self._copy_inputs(request, states_ND, row)
             # async scheduling may run one position beyond the limit
-            first, beyond = max(begin - last, 0), min(end - last, request.limit)
+            first, beyond = max(first, 0), min(beyond, request.limit)
             if first >= beyond:
                 continue
             if first > request.rows:
                 raise EngineError(f"feature tap: found row {first} of {request.key!r}, expected {request.rows}.")
             self._count["recomputed"] += min(request.rows, beyond) - first
             request.rows = max(request.rows, beyond)
-            for i in range(first, beyond):
-                source.append(row + last + i - begin)
-                slot.append(request.slot)
-                column.append(i)
+            source += range(row + last + first - begin, row + last + beyond - begin)
+            slot += [request.slot] * (beyond - first)
+            column += range(first, beyond)
         if source:
             index = torch.tensor([source, slot, column])
             if states_ND.is_cuda:  # all on the stream of the forward pass; nothing waits for the device
@@ -195,6 +202,13 @@ class FeatureTap(Worker):
             self._buffer_STD.index_put_((index[1], index[2]), states_ND.index_select(0, index[0]))
         self._count["rows"] += len(source)
         self._count["steps"] += 1
+
+    def _copy_inputs(self, request: LiveRequest, states_ND: torch.Tensor, row: int) -> None:
+        """Keep the states of the prompt's positions in this step, the first of which is `row` of the states."""
+        a, b = request.input_rows, min(request.end, request.prompt_length)
+        if request.inputs_ND is not None and request.begin <= a < b:
+            request.inputs_ND[a:b] = states_ND[row + a - request.begin : row + b - request.begin]
+            request.input_rows = b
 
     def _set_generators_aside(self) -> dict[int, torch.Generator]:
         """Take away the generators of requests whose prompt is not read to its end (their sample is discarded).
@@ -229,9 +243,13 @@ class FeatureTap(Worker):
         return taken
 
     def feature_statistics(self) -> dict[str, float]:
-        """Counters since the start; `tap_seconds` is the thread time spent in this class."""
+        """Counters since the start; `tap_seconds` is the thread time spent in this class.
+
+        prefill_seconds and decode_seconds are wall time of steps that read prompts and of the others, as the worker
+        sees it: where sampling runs behind (async scheduling on a GPU), a step's end is counted with a later one.
+        """
         held = {"live": len(self._live), "ended": len(self._ended), "free_slots": len(self._free)}
-        return {**self._count, **held, "tap_seconds": self._seconds}
+        return {**self._count, **self._step, **held, "tap_seconds": self._seconds}
 
 
 def to_host(rows: torch.Tensor) -> torch.Tensor:

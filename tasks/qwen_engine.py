@@ -6,8 +6,8 @@ Out: one `Generation` per request, in request order. Row i of its `features` is 
      features; the state at the last generated token is never computed). See `qwen_chat` for the three classes.
 
 The engine lives in a child (`qwen_child.py`), so that its memory goes back to the machine when the stage ends, vLLM
-cannot disturb the threads of this process, and its output can be captured. Only the two processes talk, over a
-socket pair. The child ends when this process closes its end or dies. Not here: what is asked of the VLM and where
+cannot disturb the threads of this process, and its output can be captured. Only the two processes talk
+(`qwen_wire`). The child ends when this process closes its end or dies. Not here: what is asked of the VLM and where
 features are stored (extract_features), and how rows are copied out of vLLM (feature_tap).
 """
 
@@ -23,8 +23,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -33,6 +32,7 @@ import numpy as np
 from thinkdiff.schemas.errors import EngineError, InputError, ModelError
 from thinkdiff.schemas.features import TokenKind
 from thinkdiff.tasks.qwen_chat import Generation, Request, Sampling, check_requests
+from thinkdiff.tasks.qwen_wire import Wire
 
 if TYPE_CHECKING:
     import torch
@@ -121,7 +121,7 @@ class QwenEngine:
                 pass_fds=(theirs.fileno(),), env=self._environment(),
                 start_new_session=True,  # Ctrl-C reaches this process alone, which then closes the socket
             )  # fmt: skip
-        self._connection = Connection(ours.detach())
+        self._wire = Wire(ours.detach())
         self._reader = threading.Thread(target=self._read_output, args=(self._child.stdout,), daemon=True)
         self._reader.start()
         try:
@@ -139,7 +139,7 @@ class QwenEngine:
         child, self._child = self._child, None
         if child is None:
             return
-        self._connection.close()  # the child sees the end of the stream and exits
+        self._wire.close()  # the child sees the end of the stream and exits
         try:
             child.wait(CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -179,16 +179,53 @@ class QwenEngine:
         check_requests(requests, self.options.max_images)
         return self._ask((list(requests), chosen)) if requests else []
 
+    def stream(self, batches: Iterable[Sequence[Request]]) -> Iterator[list[Generation]]:
+        """The answers to batches, in order. vLLM never waits: the next batch is sent before an answer is taken.
+
+        Raises as `generate` does; when it does, or is left before its end, the engine is closed.
+        """
+        under_way = 0
+        try:
+            for requests in batches:
+                check_requests(requests, self.options.max_images)
+                self._send((list(requests), self.options.sampling))
+                under_way += 1
+                if under_way > 1:
+                    answers, under_way = self._receive(), under_way - 1
+                    yield answers
+            while under_way:
+                answers, under_way = self._receive(), under_way - 1
+                yield answers
+        finally:
+            if under_way:
+                self.close()
+
     def statistics(self) -> dict[str, float]:
-        """Counters since the start: rows copied and recomputed, preemptions, seconds in the tap and in total."""
-        return self._ask("statistics")
+        """Counters since the start: rows copied and recomputed, preemptions, steps, and seconds.
+
+        tap_seconds and moving_seconds: thread time of our own code in the child; received_seconds: here;
+        prefill_seconds and decode_seconds: wall time of steps that read prompts and of the others; cpu_seconds: the
+        child's processor time; generate_seconds: wall time of `generate`.
+        """
+        return {**self._ask("statistics"), "received_seconds": self._wire.received_seconds + self._wire.sent_seconds}
 
     def _ask(self, message: Any) -> Any:
+        self._send(message)
+        return self._receive()
+
+    def _send(self, message: Any) -> None:
         if self._child is None:
             raise EngineError("Qwen engine: found it closed, expected it open. Use it in `with QwenEngine(...)`.")
         try:
-            self._connection.send(message)
-            error, answer = self._connection.recv()
+            self._wire.send(message)
+        except ConnectionError as broken:
+            raise EngineError(self._obituary(self._child)) from broken
+
+    def _receive(self) -> Any:
+        if self._child is None:
+            raise EngineError("Qwen engine: found it closed, expected an answer. Another thread has closed it.")
+        try:
+            error, answer = self._wire.receive()
         except (EOFError, ConnectionError) as broken:
             raise EngineError(self._obituary(self._child)) from broken
         if error is not None:

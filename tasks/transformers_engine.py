@@ -11,7 +11,7 @@ Shapes: T generated tokens, P prompt tokens, D hidden size.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -86,6 +86,14 @@ class TransformersEngine:
         chosen = sampling or self.sampling
         check_greedy(chosen)
         return [self._answer(request, chosen) for request in requests]
+
+    def stream(self, batches: Iterable[Sequence[Request]]) -> Iterator[list[Generation]]:
+        """The answers to batches, one after the other."""
+        return map(self.generate, batches)
+
+    def statistics(self) -> dict[str, float]:
+        """This engine counts nothing."""
+        return {}
 
     def _answer(self, request: Request, sampling: Sampling) -> Generation:
         import torch

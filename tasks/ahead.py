@@ -1,0 +1,25 @@
+"""Doing the next thing while the last one is used."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def ahead(items: Generator[T, Any, Any]) -> Iterator[T]:
+    """The same items; each is made in a thread while the one before it is used.
+
+    The generator is closed when this one is, after the item in hand. Raises what it raised.
+    """
+    end: Any = object()
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, end)
+        try:
+            while (item := coming.result()) is not end:
+                coming = pool.submit(next, items, end)
+                yield item
+        finally:
+            pool.submit(items.close).result()
