@@ -42,7 +42,7 @@ LENGTHS: dict[TokenKind, str] = {"generated": "length", "input": "input_length"}
 
 @dataclass(frozen=True)
 class LoadedFeatures:
-    """A whole store in memory.
+    """A store, or N rows of it, in memory.
 
     features: (N, T, D) in the stored type, `padding` behind each row's length; lengths: (N,) of that array;
     token_ids: (N, T) int32 of the generated tokens, -1 behind the last; eos: (N,), -1 for none.

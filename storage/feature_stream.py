@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ import pyarrow as pa
 
 from thinkdiff.schemas.errors import StoreError
 from thinkdiff.schemas.features import FeatureSet, TokenKind
-from thinkdiff.storage.feature_reader import LENGTHS, FeatureReader
+from thinkdiff.storage.feature_reader import LENGTHS, FeatureReader, LoadedFeatures
 from thinkdiff.storage.feature_rows import FeatureRow, numbers, padded_ids
 from thinkdiff.storage.records import read_record
 from thinkdiff.storage.root import Folder
@@ -36,21 +36,14 @@ PIECE = 256  # rows that are held as bytes and as numbers at once
 
 
 @dataclass(frozen=True)
-class FeatureBatch:
-    """B rows: their numbers, and what the store holds of them.
-
-    features: (B, T, D) in the stored type, zeros behind each row's length; lengths: (B,) int64 of them; token_ids:
-    (B, T) int32 of the generated tokens, -1 behind the last; eos: (B,) int64, -1 for none.
-    """
+class FeatureBatch(LoadedFeatures):
+    """B rows as `LoadedFeatures`, zeros behind each row's length, and their numbers (B,)."""
 
     rows: Rows
-    features: npt.NDArray[Any]
-    lengths: npt.NDArray[np.int64]
-    token_ids: npt.NDArray[np.int32]
-    eos: npt.NDArray[np.int64]
-    keys: list[str]
-    prompts: list[str]
-    texts: list[str]
+
+    def part(self, which: slice) -> FeatureBatch:
+        """Some of the rows."""
+        return FeatureBatch(**{field.name: getattr(self, field.name)[which] for field in fields(self)})
 
 
 class FeatureStore(FeatureReader):
@@ -131,7 +124,7 @@ class FeatureStore(FeatureReader):
                 if following is not None:
                     reading = pool.submit(self._window, following, kind)
                 for first in range(0, len(window.rows), batch_size):
-                    yield part(window, slice(first, first + batch_size))
+                    yield window.part(slice(first, first + batch_size))
 
     def _order(
         self, shuffle: Shuffle, seed: int, epoch: int, rank: int, world: int, batch_size: int, run: int, buffer: int
@@ -167,12 +160,12 @@ class FeatureStore(FeatureReader):
                 row, length = int(rows[place]), int(lengths[place])
                 features[place, :length] = self._checked(found[row][:length], row)
         return FeatureBatch(
-            rows,
             features,
             lengths,
             padded_ids(table, self.shape[1]),
             numbers(table, "eos"),
             *(table.column(name).to_pylist() for name in ("key", "prompt", "text")),
+            rows=rows,
         )
 
 
@@ -185,17 +178,3 @@ def expanded(runs: Rows, run: int, rows: int) -> Rows:
     """The rows of some runs, one after the other."""
     order = (runs[:, None] * run + np.arange(run)).reshape(-1)
     return order[order < rows]
-
-
-def part(batch: FeatureBatch, which: slice) -> FeatureBatch:
-    """Some rows of a batch."""
-    return FeatureBatch(
-        batch.rows[which],
-        batch.features[which],
-        batch.lengths[which],
-        batch.token_ids[which],
-        batch.eos[which],
-        batch.keys[which],
-        batch.prompts[which],
-        batch.texts[which],
-    )

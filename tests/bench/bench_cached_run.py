@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import resource
 import statistics
 import subprocess
 import sys
 import time
+
+from medians import median
 
 BARE = """
 import os
@@ -46,13 +47,6 @@ def cost(command: list[str]) -> tuple[float, float, str]:
     return cpu, wall, done.stdout
 
 
-def interval(values: list[float], draws: int = 2000) -> tuple[float, float]:
-    """Bootstrap 95 % interval of the median."""
-    rng = random.Random(0)
-    medians = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(draws))
-    return medians[int(0.025 * draws)], medians[int(0.975 * draws)]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--root", default="runs")
@@ -73,8 +67,7 @@ def main() -> None:
         print(
             f"pair {pair}: bare {bare_cpu:.1f} CPU s ({bare_wall:.1f} s), ours {our_cpu:.1f} CPU s ({our_wall:.1f} s)"
         )
-    low, high = interval(extra)
-    print(f"extra CPU: median {statistics.median(extra):.2f} s [{low:.2f}, {high:.2f}]")
+    print(f"extra CPU: median {median(extra)} s")
     print(f"extra wall: median {statistics.median(walls):.2f} s; load {os.getloadavg()[0]:.1f}")
 
 

@@ -14,18 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from medians import median
 
 from thinkdiff.storage.feature_store import FeatureRow, FeatureWriter
 from thinkdiff.storage.root import Folder
@@ -134,15 +134,7 @@ def pairs(model: str, sampling: Sampling, args: argparse.Namespace) -> dict[str,
                 if batch:  # the first one warms up
                     found.setdefault(f"wall, {name}", []).append(mine[0] / theirs[0])
                     found.setdefault(f"cpu, {name}", []).append(mine[1] / theirs[1])
-    return {name: interval(ratios) for name, ratios in found.items()}
-
-
-def interval(values: Sequence[float], draws: int = 2000) -> str:
-    """The median with its bootstrap 95 % interval."""
-    rng = random.Random(0)
-    medians = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(draws))
-    low, high = medians[int(0.025 * draws)], medians[int(0.975 * draws)]
-    return f"{statistics.median(values):.3f} [{low:.3f}, {high:.3f}]"
+    return {name: median(ratios, 3) for name, ratios in found.items()}
 
 
 def main() -> None:

@@ -18,13 +18,13 @@ import os
 import random
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import aiohttp
+from medians import median
 
 TESTS = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(TESTS))
@@ -68,13 +68,6 @@ def ours(folder: Path, captions: CaptionSet, concurrency: int) -> ImageSet:
     return fetch(Folder(str(folder)), captions, SPEC, execution(folder.parent, settings(concurrency)))
 
 
-def interval(values: list[float], draws: int = 2000) -> tuple[float, float]:
-    """Bootstrap 95 % interval of the median."""
-    rng = random.Random(0)
-    medians = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(draws))
-    return medians[int(0.025 * draws)], medians[int(0.975 * draws)]
-
-
 def compare(arguments: argparse.Namespace, urls: list[str], captions: CaptionSet) -> None:
     """Pairs of the bare loop and the stage."""
     ratios = []
@@ -92,8 +85,7 @@ def compare(arguments: argparse.Namespace, urls: list[str], captions: CaptionSet
         print(
             f"pair {pair}: bare {rates['bare']:.0f}/s, ours {rates['ours']:.0f}/s, ratio {ratios[-1]:.3f}", flush=True
         )
-    low, high = interval(ratios)
-    print(f"ratio: median {statistics.median(ratios):.3f} [{low:.3f}, {high:.3f}]; load {os.getloadavg()[0]:.1f}")
+    print(f"ratio: median {median(ratios, 3)}; load {os.getloadavg()[0]:.1f}")
 
 
 def child(arguments: argparse.Namespace) -> None:

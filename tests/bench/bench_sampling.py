@@ -14,14 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from medians import median
 
 from thinkdiff.schemas.captions import BOILERPLATE, CaptionFilters, CaptionSpec, Collection
 
@@ -140,13 +140,6 @@ def measured(job: str, folder: Path, n: int) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def interval(values: list[float], draws: int = 2000) -> tuple[float, float]:
-    """Bootstrap 95 % interval of the median."""
-    rng = random.Random(0)
-    medians = sorted(statistics.median(rng.choices(values, k=len(values))) for _ in range(draws))
-    return medians[int(0.025 * draws)], medians[int(0.975 * draws)]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
@@ -168,8 +161,7 @@ def main() -> None:
             print(f"{pair} {job}: {found}, load {os.getloadavg()[0]:.1f}", flush=True)
     for other in ("duckdb", "parsing"):
         ratios = [mine / theirs for mine, theirs in zip(seconds["ours"], seconds[other], strict=True)]
-        low, high = interval(ratios)
-        print(f"ours / {other}: {statistics.median(ratios):.2f} [{low:.2f}, {high:.2f}]")
+        print(f"ours / {other}: {median(ratios)}")
 
 
 if __name__ == "__main__":
