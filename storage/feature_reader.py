@@ -20,7 +20,7 @@ import pyarrow as pa
 from thinkdiff.schemas.artifact import FileEntry
 from thinkdiff.schemas.errors import StoreError
 from thinkdiff.schemas.features import FeatureSet, TokenKind
-from thinkdiff.storage.feature_rows import FeatureRow, must_differ, numbers, padded_ids, read_rows, rows_name
+from thinkdiff.storage.feature_rows import FeatureRow, must_differ, numbers, padded_ids, read_rows, shard_of_rows
 from thinkdiff.storage.feature_shards import (
     ARRAYS,
     Layout,
@@ -76,9 +76,12 @@ class FeatureReader:
         for layout in self.layouts.values():
             if (layout.rows, layout.shard_size) != (self._layout.rows, self._layout.shard_size):
                 raise StoreError(f"{artifact.uri}: found arrays of different rows, expected one row for each request.")
+        tables = {shard: name for name in self._entries if (shard := shard_of_rows(name)) is not None}
         for shard in range(self._layout.shards):
-            for name in (rows_name(shard), *(shard_name(kind, shard) for kind in self.layouts)):
+            tables.setdefault(shard, f"rows/{shard:06d}-*.parquet")
+            for name in (tables[shard], *(shard_name(kind, shard) for kind in self.layouts)):
                 self._entry(name)
+        self._table_names = tables
         self._tables: dict[int, pa.Table] = {}
         self._offsets: dict[tuple[TokenKind, int], list[int]] = {}
 
@@ -237,8 +240,8 @@ class FeatureReader:
         if shard not in self._tables:
             inputs = self.layouts["input"].tokens if "input" in self.layouts else 0
             self._tables[shard] = read_rows(
-                self._bytes(rows_name(shard)),
-                f"{self.folder.uri}/{rows_name(shard)}",
+                self._bytes(self._table_names[shard]),
+                f"{self.folder.uri}/{self._table_names[shard]}",
                 len(self._layout.span(shard)),
                 self._layout.tokens,
                 inputs,

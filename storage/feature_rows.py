@@ -6,6 +6,7 @@ against the arrays' sizes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ import pyarrow as pa
 from thinkdiff.schemas.errors import StoreError
 from thinkdiff.storage.tables import bad_table, column, read_table, table_bytes
 
+DIGITS = 16
+ROWS_NAME = re.compile(rf"rows/(\d{{6}})-[0-9a-f]{{{DIGITS}}}\.parquet")
 ROWS = pa.schema(
     [
         column("key", pa.string()),
@@ -58,9 +61,15 @@ class FeatureRow:
         return 0 if self.input_features is None else len(self.input_features)
 
 
-def rows_name(shard: int) -> str:
-    """The name of a shard's Parquet file."""
-    return f"rows/{shard:06d}.parquet"
+def rows_name(shard: int, digest: str) -> str:
+    """The name of a shard's Parquet file beside features of that sha256."""
+    return f"rows/{shard:06d}-{digest[:DIGITS]}.parquet"
+
+
+def shard_of_rows(name: str) -> int | None:
+    """The shard whose Parquet file has that name."""
+    found = ROWS_NAME.fullmatch(name)
+    return int(found[1]) if found else None
 
 
 def rows_bytes(rows: Sequence[FeatureRow]) -> memoryview:

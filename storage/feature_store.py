@@ -3,12 +3,14 @@
     zarr.json                       the group; plain `zarr.open_group` reads it
     features/zarr.json, c/<k>/0/0   generated tokens (N, T, D), rows past a row's length are NaN
     input_features/…                the prompt's tokens (N, P, D), if they are kept
-    rows/<k>.parquet                key, prompt, token ids, lengths, text of the rows of shard k
+    rows/<k>-<digest>.parquet       key, prompt, token ids, lengths, text of the rows of shard k
+    attempts/<k>-<digest>           input features of a shard that is not committed yet
     commits/<k>.json                the part record of shard k, written last
 
 Here is the writer; the reader is `feature_reader.py` and, with batches, `feature_stream.py`, both handed on here.
-Shards are written whole by one process: two writers of one shard lose rows, whatever the format. The stage holds the
-artifact's lease, so what a killed attempt left without a record is overwritten.
+A shard is written whole, and any number of writers may write it at once: whose object of generated tokens is created
+first has won, and what belongs to it lies there already, under a name with that object's digest, for whoever comes
+later to finish the commit. What attempts have left without a record is removed by `prepare`, before a run has writers.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ from thinkdiff.schemas.artifact import FileEntry
 from thinkdiff.schemas.errors import StoreError
 from thinkdiff.schemas.features import TokenKind
 from thinkdiff.storage.feature_reader import FeatureReader, LoadedFeatures
-from thinkdiff.storage.feature_rows import FeatureRow, must_differ, rows_bytes, rows_name
+from thinkdiff.storage.feature_rows import FeatureRow, must_differ, numbers, read_rows, rows_bytes, rows_name
 from thinkdiff.storage.feature_shards import (
     ARRAYS,
     Layout,
     StoredType,
+    decode_index,
+    decode_row,
     encode_shard,
     finite,
     group_metadata,
@@ -39,7 +43,12 @@ from thinkdiff.storage.parts import Part, PartLog, must_be_whole
 from thinkdiff.storage.root import Folder, sha256_hex
 
 GROUP = "zarr.json"
-COMMITS = "commits"
+COMMITS, ATTEMPTS = "commits", "attempts"
+
+
+def attempt_name(shard: int, digest: str) -> str:
+    """Where the input features beside generated ones of that sha256 lie until the commit."""
+    return f"{ATTEMPTS}/{shard:06d}-{digest}"
 
 
 class FeatureWriter:
@@ -79,10 +88,11 @@ class FeatureWriter:
         """The rows of a shard."""
         return self.layouts["generated"].span(shard)
 
-    def prepare(self) -> None:
-        """Writes the metadata and removes what a killed writer left half-written; harmless when repeated.
+    def prepare(self) -> dict[int, Part]:
+        """Writes the metadata, removes what killed writers left, and returns the shards that are `committed`.
 
-        Raises StoreError when the folder holds a store of another shape or type.
+        For the holder of the artifact's lease, while nobody else writes. Raises StoreError when the folder holds a
+        store of another shape or type.
         """
         for name, data in self._metadata().items():
             try:
@@ -95,8 +105,14 @@ class FeatureWriter:
                     f"{self.folder.uri}/{name}: found a store of another shape or type, expected "
                     f"{self.layouts['generated']}. Its rows would not fit; run the stage with --refresh."
                 )
-        for name in (*ARRAYS.values(), "rows", COMMITS):
+        kept = self.committed()
+        named = {entry.path for part in kept.values() for entry in part.files}
+        for name in (*ARRAYS.values(), "rows", ATTEMPTS, COMMITS):
             (self.folder / name).sweep()
+            left = {f"{name}/{found}" for found in (self.folder / name).sizes()} - named - set(self._metadata())
+            for path in left if name != COMMITS else ():
+                self.folder.delete(path)
+        return kept
 
     def committed(self, deep: bool = False) -> dict[int, Part]:
         """The shards that are done, by number; `deep` re-hashes their files.
@@ -105,27 +121,69 @@ class FeatureWriter:
         """
         return self._log.committed(self._complaint, deep)
 
-    def commit(self, shard: int, rows: Sequence[FeatureRow]) -> list[FileEntry]:
-        """Writes all rows of a shard and, last, its record. Returns the entries of all its files.
+    def commit(self, shard: int, rows: Sequence[FeatureRow]) -> Part:
+        """Writes all rows of a shard and, last, its record, unless another writer was first; returns what is there.
 
-        Raises StoreError for rows that do not fit the store or are not finite, LockedError when the shard is
-        committed already.
+        Raises StoreError for rows that do not fit the store or are not finite, and for an object that no writer left.
         """
         self._check(shard, rows)
         blocks: dict[TokenKind, npt.NDArray[Any]] = {kind: self._block(kind, rows) for kind in self.layouts}
-        self._log.must_be_free(shard)
-        entries = [
-            self.folder.write(shard_name(kind, shard), encode_shard(block, self.layouts[kind]))
-            for kind, block in blocks.items()
-        ]
-        entries.append(self.folder.write(rows_name(shard), rows_bytes(rows)))
+        if (part := self._log.find(shard)) is not None:
+            return part
+        objects = {kind: encode_shard(block, self.layouts[kind]) for kind, block in blocks.items()}
+        digest = sha256_hex(objects["generated"])
+        self.folder.write(rows_name(shard, digest), rows_bytes(rows))
+        if "input" in objects:
+            self.folder.write(attempt_name(shard, digest), objects["input"])
+        name = shard_name("generated", shard)
+        if not self.folder.create(name, objects["generated"]):
+            ours, digest = digest, self._winner(shard)
+            if ours != digest:
+                self.folder.delete(rows_name(shard, ours))
+                self.folder.delete(attempt_name(shard, ours))
+        return self._finish(shard, digest, len(objects["generated"]))
+
+    def _winner(self, shard: int) -> str:
+        """The sha256 of the object that another writer has created, every row of it verified."""
+        layout, name = self.layouts["generated"], shard_name("generated", shard)
+        data, where = self.folder.read(name), f"{self.folder.uri}/{name}"
+        offsets = decode_index(data[-layout.index_bytes :], layout, shard, len(data), where)
+        for row, start in zip(layout.span(shard), offsets, strict=True):
+            decode_row(memoryview(data)[start : start + layout.chunk_bytes], layout, row, where)
+        return sha256_hex(data)
+
+    def _finish(self, shard: int, digest: str, size: int) -> Part:
+        """Commits a shard whose object is there, by what its writer has left under its digest."""
+        entries = [FileEntry(path=shard_name("generated", shard), size=size, sha256=digest)]
+        rows, attempt = rows_name(shard, digest), attempt_name(shard, digest)
+        try:
+            if "input" in self.layouts:
+                data, name = self.folder.read(attempt), shard_name("input", shard)
+                self.folder.create(name, data)
+                entries.append(FileEntry(path=name, size=len(data), sha256=sha256_hex(data)))
+            data = self.folder.read(rows)
+        except FileNotFoundError as error:
+            if (part := self._log.find(shard)) is not None:  # another writer has finished meanwhile
+                return part
+            raise StoreError(
+                f"{self.folder.uri}/{entries[0].path}: found an object that none of our writers has left ({error} is "
+                "missing), expected none. Run the stage again; it is removed then."
+            ) from None
+        entries.append(FileEntry(path=rows, size=len(data), sha256=sha256_hex(data)))
+        inputs = self.layouts["input"].tokens if "input" in self.layouts else 0
+        table = read_rows(
+            data, f"{self.folder.uri}/{rows}", len(self.span(shard)), self.layouts["generated"].tokens, inputs
+        )
         info = {
-            "tokens": sum(row.length for row in rows),
-            "ended": sum(row.eos >= 0 for row in rows),
-            "characters": sum(len(row.text) for row in rows),
+            "tokens": int(numbers(table, "length").sum()),
+            "ended": int((numbers(table, "eos") >= 0).sum()),
+            "characters": sum(map(len, table.column("text").to_pylist())),
         }
-        record = Part(number=shard, rows=len(rows), files=tuple(entries), info=info)
-        return [*entries, self._log.commit(record)]
+        part = Part(number=shard, rows=len(table), files=tuple(entries), info=info)
+        self._log.commit(part)
+        if "input" in self.layouts:
+            self.folder.delete(attempt)
+        return part
 
     def files(self) -> tuple[FileEntry, ...]:
         """The entries of all files of the finished store. Raises StoreError when a shard is not committed."""
@@ -145,7 +203,8 @@ class FeatureWriter:
     def _complaint(self, part: Part) -> str | None:
         if part.number >= self.shards or part.rows != len(self.span(part.number)):
             return f"a part of {part.rows} rows"
-        expected = [*(shard_name(kind, part.number) for kind in self.layouts), rows_name(part.number)]
+        digest = part.files[0].sha256 if part.files else ""
+        expected = [*(shard_name(kind, part.number) for kind in self.layouts), rows_name(part.number, digest)]
         return None if part.names() == expected else f"a part of the files {', '.join(part.names())}"
 
     def _check(self, shard: int, rows: Sequence[FeatureRow]) -> None:

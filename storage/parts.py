@@ -61,6 +61,18 @@ class PartLog(Generic[P]):
                 "writes the same artifact; run the stage again when that one has ended."
             )
 
+    def find(self, number: int) -> P | None:
+        """The part of that number, if it is committed. Raises StoreError for a record that cannot be read."""
+        try:
+            return self.kind.model_validate_json(self.folder.read(self.name(number)))
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise StoreError(
+                f"{self.folder.uri}/{self.name(number)}: found a record that cannot be read ({error.error_count()} "
+                "complaints), expected a whole one. Run the stage again; the part is made again then."
+            ) from error
+
     def commit(self, part: P) -> FileEntry:
         """Writes a part's record, after all its files, and returns the record's own entry.
 

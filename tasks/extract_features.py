@@ -126,8 +126,7 @@ def extract_features(work: Work, spec: FeatureSpec, images: ImageSet | None) -> 
         shard_size=spec.shard_size,
         input_tokens=spec.max_input_tokens if "input" in spec.tokens else 0,
     )
-    writer.prepare()
-    kept = set(writer.committed())
+    kept = set(writer.prepare())
     missing = [shard for shard in range(writer.shards) if shard not in kept]
     meter = Meter()
     with work.progress(len(questions), "requests") as progress:

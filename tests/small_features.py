@@ -27,12 +27,15 @@ def row(index: int, inputs: bool = False, dtype: StoredType = "float32") -> Feat
                       f"text {index} ü\x00", states, kept)  # fmt: skip
 
 
-def writer_of(folder: Folder, inputs: bool = False, dtype: StoredType = "float32") -> FeatureWriter:
+def writer_of(
+    folder: Folder, inputs: bool = False, dtype: StoredType = "float32", prepared: bool = True
+) -> FeatureWriter:
     writer = FeatureWriter(
         folder, rows=ROWS, tokens=TOKENS, width=WIDTH, dtype=dtype, shard_size=SHARD,
         input_tokens=INPUTS if inputs else 0,
     )  # fmt: skip
-    writer.prepare()
+    if prepared:
+        writer.prepare()
     return writer
 
 
