@@ -44,7 +44,7 @@ def must_be_of_one_writer(reader: FeatureReader, shard: int) -> int:
     return who
 
 
-def test_of_many_writers_of_a_shard_one_wins_whole(place: Folder):
+def test_of_many_writers_of_a_shard_one_wins_whole(place: Folder):  # noqa: F811
     main, writers = writer_of(place, inputs=True), 4
     others = [writer_of(place, inputs=True, prepared=False) for _ in range(writers)]
     for shard in range(main.shards):
