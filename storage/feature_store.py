@@ -121,6 +121,10 @@ class FeatureWriter:
         """
         return self._log.committed(self._complaint, deep)
 
+    def done(self) -> int:
+        """How many shards have a record, whole or not; one listing."""
+        return len((self.folder / COMMITS).sizes())
+
     def commit(self, shard: int, rows: Sequence[FeatureRow]) -> Part:
         """Writes all rows of a shard and, last, its record, unless another writer was first; returns what is there.
 

@@ -96,19 +96,7 @@ class ImageReader:
 
     def read(self, rows: Sequence[IndexRow]) -> list[bytes]:
         """The pictures of some rows, in their order. Raises StoreError for bytes other than those recorded."""
-        ranges = []
-        for row in rows:
-            if row.shard is None or row.offset is None or row.size is None:
-                raise StoreError(f"{self.folder.uri}: {row.key}: found no picture ({row.reason}), expected one.")
-            ranges.append((shard_name(row.shard), row.offset, row.offset + row.size))
-        pictures = self.folder.read_ranges(ranges)
-        for row, picture in zip(rows, pictures, strict=True):
-            if sha256_hex(picture) != row.sha256:
-                raise StoreError(
-                    f"{self.folder.uri}: {row.key}: found other bytes than recorded, expected sha256 "
-                    f"{str(row.sha256)[:12]}…. The shard is altered; re-run fetch_images with --refresh."
-                )
-        return pictures
+        return read_pictures(self.folder, rows)
 
     def _fits(self, row: IndexRow) -> bool:
         place = (row.shard, row.offset, row.size, row.width, row.height, row.sha256)
@@ -117,3 +105,20 @@ class ImageReader:
         if row.status != OK or row.shard is None or row.offset is None or row.size is None or None in place:
             return False
         return 0 <= row.offset <= row.offset + row.size <= self._sizes.get(shard_name(row.shard), -1)
+
+
+def read_pictures(folder: Folder, rows: Sequence[IndexRow]) -> list[bytes]:
+    """The pictures of some rows of an ImageSet's index. Raises StoreError for bytes other than those recorded."""
+    ranges = []
+    for row in rows:
+        if row.shard is None or row.offset is None or row.size is None:
+            raise StoreError(f"{folder.uri}: {row.key}: found no picture ({row.reason}), expected one.")
+        ranges.append((shard_name(row.shard), row.offset, row.offset + row.size))
+    pictures = folder.read_ranges(ranges)
+    for row, picture in zip(rows, pictures, strict=True):
+        if sha256_hex(picture) != row.sha256:
+            raise StoreError(
+                f"{folder.uri}: {row.key}: found other bytes than recorded, expected sha256 "
+                f"{str(row.sha256)[:12]}…. The shard is altered; re-run fetch_images with --refresh."
+            )
+    return pictures

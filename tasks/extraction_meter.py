@@ -1,8 +1,8 @@
 """How fast an extraction runs and where its time goes.
 
-In: answers as they come, the engine's counters at the end. Out: figures and a sentence. Wall seconds are of the time
-between the engine's start and its last answer; shares are of it. Tap, moving and writing are thread seconds of our own
-code: copying rows out of vLLM, carrying them between processes, and encoding, hashing and storing them.
+In: answers as they come, the engine's counters before and after. Out: figures of one worker, those of all together, a
+sentence. Tap, moving and writing are thread seconds of our own code: copying rows out of vLLM, carrying them between
+processes, and encoding, hashing and storing them; prefill and decode are wall seconds of vLLM's steps.
 """
 
 from __future__ import annotations
@@ -15,63 +15,60 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from thinkdiff.tasks.qwen_chat import Generation
 
+KINDS = ("prefill", "decode", "tap", "moving", "writing")
+
 
 class Meter:
-    """Counts one run of `extract_features`."""
+    """Counts what one worker does. Figures: requests, tokens, and seconds by kind, those of its engine as `engine`."""
 
     def __init__(self) -> None:
-        self.requests = self.tokens = 0
-        self.wall = self._began = self._writing = 0.0
-        self._engine: Mapping[str, float] = {}
+        self._found: dict[str, float] = {"requests": 0, "tokens": 0, "writing": 0.0}
+        self._began = 0.0
+        self._before: Mapping[str, float] = {}
 
-    def start(self) -> None:
-        """The engine is ready."""
-        self._began = time.perf_counter()
+    def start(self, engine: Mapping[str, float]) -> None:
+        """The engine is ready; these are its counters (`statistics`)."""
+        self._before, self._began = engine, time.perf_counter()
 
     def count(self, answers: Sequence[Generation]) -> None:
         """Some answers have come."""
-        self.requests += len(answers)
-        self.tokens += sum(len(answer.token_ids) for answer in answers)
-        self.wall = time.perf_counter() - self._began
+        self._found["requests"] += len(answers)
+        self._found["tokens"] += sum(len(answer.token_ids) for answer in answers)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         """While answers are stored."""
         began = time.thread_time()
         yield
-        self._writing += time.thread_time() - began
+        self._found["writing"] += time.thread_time() - began
 
     def stop(self, engine: Mapping[str, float]) -> None:
-        """The last answer has come; `engine` are the engine's counters (`statistics`)."""
-        self._engine = engine
+        """The last answer has come."""
+        used = {name: value - self._before.get(name, 0.0) for name, value in engine.items()}
+        moving = used.get("moving_seconds", 0.0) + used.get("received_seconds", 0.0)
+        seconds = {kind: used.get(f"{kind}_seconds", 0.0) for kind in ("prefill", "decode", "tap")}
+        self._found.update({**seconds, "moving": moving, "engine": time.perf_counter() - self._began})
 
     def figures(self) -> dict[str, float]:
-        """Rates a second, and seconds by what they were spent on; empty where nothing was extracted."""
-        if not self.wall:
-            return {}
-        engine = self._engine
-        names = [f"{name}_seconds" for name in ("prefill", "decode", "tap")]
-        moving = engine.get("moving_seconds", 0.0) + engine.get("received_seconds", 0.0)
-        found = {
-            "requests": self.requests,
-            "requests_per_second": self.requests / self.wall,
-            "tokens_per_second": self.tokens / self.wall,
-            "wall_seconds": self.wall,
-            **{name: engine[name] for name in names if name in engine},
-            "moving_seconds": moving,
-            "writing_seconds": self._writing,
-        }
-        return {name: round(value, 3) for name, value in found.items()}
+        """What was counted."""
+        return dict(self._found)
 
-    def sentence(self) -> str:
-        """The figures in words."""
-        figures = self.figures()
-        shares = [
-            f"{name} {figures[f'{name}_seconds'] / self.wall:.1%}"
-            for name in ("prefill", "decode", "tap", "moving", "writing")
-            if f"{name}_seconds" in figures
-        ]
-        return (
-            f"{figures['requests_per_second']:.1f} requests and {figures['tokens_per_second']:.0f} tokens a second; "
-            f"of the time {', '.join(shares)}"
-        )
+
+def merged(workers: Sequence[Mapping[str, float]], wall: float) -> dict[str, float]:
+    """The figures of several workers together, with rates over `wall` seconds."""
+    total: dict[str, float] = {}
+    for figures in workers:
+        for name, value in figures.items():
+            total[name] = total.get(name, 0.0) + value
+    rates = {f"{name}_per_second": total.get(name, 0.0) / wall for name in ("requests", "tokens")}
+    return {name: round(value, 3) for name, value in {**total, **rates, "wall": wall}.items()}
+
+
+def sentence(figures: Mapping[str, float]) -> str:
+    """Merged figures in words; shares are of the engines' time."""
+    engine = figures.get("engine") or 1.0
+    shares = [f"{kind} {figures[kind] / engine:.1%}" for kind in KINDS if figures.get(kind)]
+    return (
+        f"{figures['requests_per_second']:.1f} requests and {figures['tokens_per_second']:.0f} tokens a second; of the "
+        f"engines' time {', '.join(shares)}"
+    )

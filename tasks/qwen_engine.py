@@ -72,8 +72,9 @@ class QwenEngine:
     tokens), kv_cache_gib (None: on a CPU what the requests need and at most 1 GiB, on a GPU vLLM's own measure),
     prefix_caching (off when input features are asked for, which a cached prefix would lack), threads (OpenMP
     threads on a CPU; None: one for a model under 64 MiB, else OpenMP's own choice), vllm (further keyword arguments
-    for `vllm.LLM`), two_pass (features by a second, embedding engine: `two_pass.py`). log receives each line that
-    the child prints; by default lines become warnings of this module's logger.
+    for `vllm.LLM`), two_pass (features by a second, embedding engine: `two_pass.py`), gpu (the one that the child sees,
+    as CUDA_VISIBLE_DEVICES names it). log receives each line that the child prints; by default lines become warnings of
+    this module's logger.
 
     Raises ModelError when the folder lacks a file, EngineError when vLLM does not start, is not of a supported
     version, or dies.
@@ -98,6 +99,7 @@ class QwenEngine:
         prefix_caching: bool = False,
         threads: int | None = None,
         two_pass: bool = False,
+        gpu: str | None = None,
         vllm: Mapping[str, Any] | None = None,
         log: Callable[[str], None] | None = None,
     ) -> None:
@@ -107,7 +109,7 @@ class QwenEngine:
             max_num_seqs, max_model_len, kv_cache_gib, prefix_caching and "input" not in features, two_pass,
             dict(vllm or {}),
         )  # fmt: skip
-        self.threads = threads
+        self.threads, self.gpu = threads, gpu
         self._log = log or logging.getLogger(__name__).warning
         self._lines: collections.deque[str] = collections.deque(maxlen=LOG_LINES)
         self._child: subprocess.Popen[bytes] | None = None
@@ -263,6 +265,8 @@ class QwenEngine:
         threads = 1 if self.threads is None and is_small(self.options.model_path) else self.threads
         if threads is not None:
             found["OMP_NUM_THREADS"] = str(threads)
+        if self.gpu is not None:
+            found["CUDA_VISIBLE_DEVICES"] = self.gpu
         found["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         found["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         found["PYTHONUNBUFFERED"] = "1"

@@ -80,15 +80,19 @@ class Work:
     log: Any
 
     def map(
-        self, function: Callable[..., R], calls: Sequence[tuple[Any, ...]], watch: Callable[[], object] = bool
+        self,
+        function: Callable[..., R],
+        calls: Sequence[tuple[Any, ...]],
+        watch: Callable[[], object] = bool,
+        workers: int = 0,
     ) -> Iterator[R]:
         """`function(*call)` for each call, several side by side on the run's task runner; results in their order.
 
-        A generator: what is not asked for does not run. `watch` is called every second meanwhile. Raises what a call
-        raised.
+        A generator: what is not asked for does not run. `watch` is called every second meanwhile. `workers`: how many
+        at a time; by default the run's, or as many as there are cores. Raises what a call raised.
         """
         jobs = [functools.partial(function, *call) for call in calls]
-        workers = min(len(jobs), self.run.workers or len(os.sched_getaffinity(0)))
+        workers = min(len(jobs), workers or self.run.workers or len(os.sched_getaffinity(0)))
         if workers < 2:
             yield from (awaited(in_thread(job), watch) for job in jobs)
             return

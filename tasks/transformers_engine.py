@@ -78,6 +78,10 @@ class TransformersEngine:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the model go."""
         del self._model, self._processor
 
     def generate(self, requests: Sequence[Request], sampling: Sampling | None = None) -> list[Generation]:

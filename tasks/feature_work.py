@@ -1,0 +1,162 @@
+"""The work on some shards of features: pictures read, questions asked, answers committed. One engine, one process.
+
+In: the artifact's folder, the spec, numbers of shards and their questions. Out: a committed part for each shard, and
+figures. It knows no Prefect and takes plain values only, so that any task runner can call it in a thread, a process or
+on another machine. A shard is one call of the engine and one commit: which shards a call is given changes no byte, and
+a shard that two calls are given is committed once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from thinkdiff.schemas.artifact import Execution
+from thinkdiff.schemas.cobsat import CobsatPrompts
+from thinkdiff.schemas.errors import InputError
+from thinkdiff.schemas.features import FeatureSpec
+from thinkdiff.tasks.ahead import ahead
+from thinkdiff.tasks.engines import borrowed_engine
+from thinkdiff.tasks.extraction_meter import Meter
+
+if TYPE_CHECKING:
+    from thinkdiff.storage.feature_store import FeatureRow, FeatureWriter
+    from thinkdiff.storage.root import Folder
+    from thinkdiff.tasks.qwen_chat import Generation, Request
+
+log = logging.getLogger(__name__)
+
+
+def keyed_number(seed: int, key: str, use: str) -> int:
+    """A 63-bit number that depends on (seed, key, use) alone."""
+    digest = hashlib.blake2b(f"{seed}\n{use}\n{key}".encode(), digest_size=8, person=b"thinkdiff-draw").digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@dataclass(frozen=True)
+class Question:
+    """One request before its pictures are read: a key, what is asked as text, and the pictures' places."""
+
+    key: str
+    prompt: str
+    parts: tuple[str | int, ...]  # text, or an index into `images`
+    images: tuple[Any, ...]  # index rows of an ImageSet, or names below the benchmark's folder
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Where questions have their pictures: in the shards of an ImageSet, or in files of a folder."""
+
+    folder: Folder
+    in_shards: bool
+    _read: dict[str, bytes] = field(default_factory=dict, repr=False)
+
+    def of(self, questions: Sequence[Question]) -> list[list[bytes]]:
+        """The pictures of each question."""
+        if self.in_shards:
+            from thinkdiff.storage.image_shards import read_pictures
+
+            pictures = iter(read_pictures(self.folder, [row for question in questions for row in question.images]))
+            return [[next(pictures) for _ in question.images] for question in questions]
+        return [[self._file(name) for name in question.images] for question in questions]
+
+    def _file(self, name: str) -> bytes:
+        if name not in self._read:
+            try:
+                self._read[name] = self.folder.read(name)
+            except FileNotFoundError:
+                raise InputError(
+                    f"{self.folder.uri}/{name}: found no such picture, expected the benchmark's data set there. "
+                    "Unpack the data set below the data root, or point the recipe's `images` at it."
+                ) from None
+        return self._read[name]
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What all shards of a store have in common. rows and width: N and D of it; model: the VLM's local path or name;
+    max_images: pictures per question at most."""
+
+    folder: Folder
+    spec: FeatureSpec
+    run: Execution
+    model: str
+    pictures: Pictures
+    rows: int
+    width: int
+    max_images: int
+
+    def writer(self) -> FeatureWriter:
+        """A writer of the store."""
+        from thinkdiff.storage.feature_store import FeatureWriter
+
+        return FeatureWriter(
+            self.folder,
+            rows=self.rows,
+            tokens=self.spec.max_tokens,
+            width=self.width,
+            dtype=self.spec.dtype,
+            shard_size=self.spec.shard_size,
+            input_tokens=self.spec.max_input_tokens if "input" in self.spec.tokens else 0,
+        )
+
+
+def extract_shards(
+    work: Extraction, shards: Sequence[int], questions: Sequence[Sequence[Question]]
+) -> dict[str, float]:
+    """Makes some shards of these questions each, and says where the time went (`Meter`)."""
+    writer, meter = work.writer(), Meter()
+    for shard, rows in ahead(answered(work, shards, questions, meter)):
+        with meter.writing():
+            writer.commit(shard, rows)
+    return meter.figures()
+
+
+def answered(
+    work: Extraction, shards: Sequence[int], questions: Sequence[Sequence[Question]], meter: Meter
+) -> Generator[tuple[int, list[FeatureRow]]]:
+    """Runs an engine over the shards, in order; pictures are read ahead of it."""
+    benchmark = isinstance(work.spec.prompts, CobsatPrompts)
+    with borrowed_engine(
+        work.run, work.spec, work.model, add_vision_id=benchmark, max_images=work.max_images, log=log.debug
+    ) as engine:  # fmt: skip
+        meter.start(engine.statistics())
+        answers = engine.stream(ahead(requests_of(work, batch) for batch in questions))
+        for shard, batch, made in zip(shards, questions, answers, strict=True):
+            meter.count(made)
+            yield shard, [feature_row(work.spec, q, g) for q, g in zip(batch, made, strict=True)]
+        meter.stop(engine.statistics())
+
+
+def requests_of(work: Extraction, questions: Sequence[Question]) -> list[Request]:
+    """Some questions with their pictures."""
+    from thinkdiff.tasks.qwen_chat import Request
+
+    return [
+        Request(
+            key=question.key,
+            content=tuple(part if isinstance(part, str) else pictures[part] for part in question.parts),
+            seed=keyed_number(work.spec.seed, question.key, "sampling"),
+        )
+        for question, pictures in zip(questions, work.pictures.of(questions), strict=True)
+    ]
+
+
+def feature_row(spec: FeatureSpec, question: Question, made: Generation) -> FeatureRow:
+    """A generation as a row of the store. Raises InputError when the prompt is longer than the rows kept for it."""
+    from thinkdiff.storage.feature_store import FeatureRow
+
+    inputs = made.input_features
+    if inputs is not None and len(inputs) > spec.max_input_tokens:
+        raise InputError(
+            f"{question.key}: found a prompt of {len(inputs)} tokens, expected at most max_input_tokens = "
+            f"{spec.max_input_tokens}. Raise max_input_tokens."
+        )
+    return FeatureRow(
+        key=question.key, prompt=question.prompt, token_ids=tuple(made.token_ids),
+        eos=-1 if made.end_index is None else made.end_index, text=made.text,
+        features=made.features, input_features=inputs,
+    )  # fmt: skip
