@@ -121,6 +121,9 @@ class Execution(Frozen):
     workers: int = Field(
         default=0, ge=0, description="parts of a stage worked on together; 0: as the stage thinks best"
     )
+    engines: int = Field(
+        default=0, ge=0, description="VLM engines that extract features side by side; 0: one for each GPU"
+    )
     runner: Literal["threads", "ray", "dask"] = Field(
         default="threads", description="Prefect task runner of a stage's parts; ray and dask need their extras"
     )

@@ -2,7 +2,7 @@
 
 Requests are in the order of their keys and cut into shards; a shard is one call of an engine and one commit, so that a
 killed run loses at most the shards in hand and the batch that a request ran in does not depend on where a run resumed.
-Several engines work side by side on ranges of shards: as many as `run.workers`, by default one for each GPU.
+Several engines work side by side on ranges of shards: as many as `run.engines`, by default one for each GPU.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def extract(
     work: Work, common: Extraction, questions: Sequence[Question], missing: Sequence[int], kept: int
 ) -> dict[str, float]:
     """Makes the missing shards on the flow's task runner; returns figures of all workers together."""
-    size, workers = common.spec.shard_size, work.run.workers or max(len(gpus(work.run)), 1)
-    length = len(missing) if workers == 1 else min(RANGE, -(-len(missing) // workers))
+    size, (engines, devices) = common.spec.shard_size, side_by_side(work.run)
+    length = len(missing) if engines == 1 else min(RANGE, -(-len(missing) // engines))
     ranges = [missing[first : first + length] for first in range(0, len(missing), length)]
     calls = [(common, some, [questions[shard * size : (shard + 1) * size] for shard in some]) for some in ranges]
     began = time.perf_counter()
@@ -113,11 +113,19 @@ def extract(
         look = Look(progress, lambda: min(size * common.writer().done(), len(questions)))
         progress.resume(min(size * kept, len(questions)))
         try:
-            found = list(work.map(extract_shards, calls, look, workers))
+            found = list(work.map(extract_shards, calls, look, engines, devices))
         finally:
             close_engines()
         progress.advance(len(questions) - progress.done)
     return merged(found, time.perf_counter() - began)
+
+
+def side_by_side(run: Execution) -> tuple[int, int]:
+    """How many engines work at a time, and how many GPUs a cluster has to give each; on this machine they share out."""
+    if run.runner != "threads":
+        return run.engines or 1, int(run.device == "cuda")
+    found = 1 if run.engine == "transformers" else len(gpus(run))
+    return run.engines or max(found, 1), 0
 
 
 class Look:

@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -85,11 +86,13 @@ class Work:
         calls: Sequence[tuple[Any, ...]],
         watch: Callable[[], object] = bool,
         workers: int = 0,
+        gpus: int = 0,
     ) -> Iterator[R]:
         """`function(*call)` for each call, several side by side on the run's task runner; results in their order.
 
         A generator: what is not asked for does not run. `watch` is called every second meanwhile. `workers`: how many
-        at a time; by default the run's, or as many as there are cores. Raises what a call raised.
+        at a time; by default the run's, or as many as there are cores. `gpus`: those that Ray keeps free for each call.
+        Raises what a call raised.
         """
         jobs = [functools.partial(function, *call) for call in calls]
         workers = min(len(jobs), workers or self.run.workers or len(os.sched_getaffinity(0)))
@@ -98,13 +101,20 @@ class Work:
             return
         # a partial: Prefect and the task runners look into collections, and some take a `quote` apart
         piece: Any = task(name=function.__name__, cache_policy=NO_CACHE, persist_result=False)(called)
-        with task_runner(self.run, workers) as runner:
+        with task_runner(self.run, workers) as runner, reserved(self.run, gpus):
             futures = [runner.submit(piece, {"job": job}) for job in jobs]
             yield from (awaited(future, watch) for future in futures)
 
     def progress(self, total: int, unit: str) -> Progress:
         """A progress bar here and a progress artifact in the UI, with rate and time left."""
         return Progress(self.folder.uri.rsplit("/", 2)[1], total, unit, self.log)
+
+
+def reserved(run: Execution, gpus: int) -> AbstractContextManager[None]:
+    """While calls are submitted that need GPUs, which Ray hides from those that have not asked."""
+    if run.runner != "ray" or not gpus:
+        return nullcontext()
+    return importlib.import_module("prefect_ray.context").remote_options(num_gpus=gpus)
 
 
 def task_runner(run: Execution, workers: int) -> Any:

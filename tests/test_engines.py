@@ -9,7 +9,7 @@ import pytest
 
 from thinkdiff.schemas.artifact import Execution, Model
 from thinkdiff.schemas.features import FeatureSpec
-from thinkdiff.tasks import engines, models
+from thinkdiff.tasks import engines, extract_features, models
 from thinkdiff.tasks.engines import Idle, borrowed_engine, close_engines, gpus
 from thinkdiff.tasks.qwen_chat import Sampling
 from thinkdiff.tasks.qwen_engine import QwenEngine
@@ -103,3 +103,21 @@ def test_gpus_are_those_that_the_process_may_see(monkeypatch: pytest.MonkeyPatch
     assert [engine.gpu for engine in chosen if isinstance(engine, QwenEngine)] == ["GPU-5", "7", "GPU-5"]
     engine = QwenEngine("some/model", dtype="float32", sampling=Sampling(0, 1, 4), gpu="7")
     assert engine._environment()["CUDA_VISIBLE_DEVICES"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("run", "found", "expected"),
+    [
+        (Execution(), [], (1, 0)),
+        (Execution(), ["0", "1"], (2, 0)),
+        (Execution(engines=3), ["0"], (3, 0)),
+        (Execution(engine="transformers"), ["0", "1"], (1, 0)),
+        (Execution(runner="ray", device="cuda", engines=8), [], (8, 1)),
+        (Execution(runner="dask"), ["0", "1"], (1, 0)),
+    ],
+)
+def test_engines_are_as_many_as_gpus_unless_said(
+    monkeypatch: pytest.MonkeyPatch, run: Execution, found: list[str], expected: tuple[int, int]
+):
+    monkeypatch.setattr(extract_features, "gpus", lambda run: found)
+    assert extract_features.side_by_side(run) == expected

@@ -21,7 +21,7 @@ from thinkdiff.storage.root import Folder
 def kill_when(root: Path, data: Path, pattern: str) -> None:
     """Starts a small run and kills its process group as soon as a file matches."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "thinkdiff.flows.cli", *small_arguments(root, data, run__workers=3)],
+        [sys.executable, "-m", "thinkdiff.flows.cli", *small_arguments(root, data, run__engines=3)],
         start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     end = time.monotonic() + 300

@@ -1,6 +1,6 @@
 """Kills a run with SIGKILL at random moments of extraction and training, re-runs it, compares with an undisturbed run.
 
-    python tests/bench/soak_kill.py --folder /tmp/soak --kills 10
+    python tests/bench/soak_kill.py --folder /tmp/soak --kills 10 [--engines 3]
 
 Training must end in the same content digest. Extraction: shards that were committed keep their bytes, every key is
 present once, recomputed rows have the same ids and features within 1e-4.
@@ -29,9 +29,10 @@ STEPS, CHECKPOINT_EVERY = 300, 20
 PARTS = {"extract_features": 16, "train_aligner": STEPS // CHECKPOINT_EVERY}
 
 
-def command(root: Path, data: Path) -> list[str]:
+def command(root: Path, data: Path, engines: int = 0) -> list[str]:
     """The run that is disturbed: a shorter miniature up to the aligner."""
     settings = {
+        "run.engines": engines,
         "captions.n": 2048, "features.shard_size": 128, "aligner.steps": STEPS,
         "aligner.checkpoint_every": CHECKPOINT_EVERY,
     }  # fmt: skip
@@ -53,10 +54,10 @@ def artifacts(root: Path) -> tuple[FeatureSet, AlignerCheckpoint]:
     return found[0], found[1]
 
 
-def killed_run(root: Path, data: Path, stage: str, share: tuple[float, float], rng: random.Random) -> str:
+def killed_run(root: Path, data: Path, stage: str, share: tuple[float, float], rng: random.Random, engines: int) -> str:
     """Starts a run and kills its process group at a random point in that share of `stage`."""
     process = subprocess.Popen(
-        command(root, data), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(root, data, engines), start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     done = parts(root, stage)
     wanted = max(done, round((PARTS[stage] - 1) * rng.uniform(*share)))
@@ -91,6 +92,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--engines", type=int, default=0, help="engines side by side in the killed runs")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     data, calm, rough = (arguments.folder / name for name in ("data", "calm", "rough"))
@@ -102,12 +104,12 @@ def main() -> None:
     plan += [("train_aligner", i, arguments.kills - half) for i in range(arguments.kills - half)]
     for kill, (stage, i, count) in enumerate(plan):
         share = (i / count, (i + 1) / count)
-        print(f"kill {kill} in {stage}: {killed_run(rough, data, stage, share, rng)}", flush=True)
+        print(f"kill {kill} in {stage}: {killed_run(rough, data, stage, share, rng, arguments.engines)}", flush=True)
         now = commits(rough)
         changed = [name for name, body in kept.items() if now.get(name) != body]
         assert not changed, f"committed shards changed: {changed}"
         kept = now
-    subprocess.run(command(rough, data), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command(rough, data, arguments.engines), check=True, stdout=subprocess.DEVNULL)
     (features, aligner), (features_2, aligner_2) = artifacts(calm), artifacts(rough)
     one, two = FeatureReader(features).load(), FeatureReader(features_2).load()
     keys = FeatureReader(features_2).keys
