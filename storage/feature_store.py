@@ -136,9 +136,9 @@ class FeatureWriter:
             return part
         objects = {kind: encode_shard(block, self.layouts[kind]) for kind, block in blocks.items()}
         digest = sha256_hex(objects["generated"])
-        self.folder.write(rows_name(shard, digest), rows_bytes(rows))
+        self.folder.create(rows_name(shard, digest), rows_bytes(rows))
         if "input" in objects:
-            self.folder.write(attempt_name(shard, digest), objects["input"])
+            self.folder.create(attempt_name(shard, digest), objects["input"])
         name = shard_name("generated", shard)
         if not self.folder.create(name, objects["generated"]):
             ours, digest = digest, self._winner(shard)
@@ -163,7 +163,8 @@ class FeatureWriter:
         try:
             if "input" in self.layouts:
                 data, name = self.folder.read(attempt), shard_name("input", shard)
-                self.folder.create(name, data)
+                if not self.folder.create(name, data):
+                    data = self.folder.read(name)
                 entries.append(FileEntry(path=name, size=len(data), sha256=sha256_hex(data)))
             data = self.folder.read(rows)
         except FileNotFoundError as error:
