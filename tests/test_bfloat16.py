@@ -13,9 +13,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 import zarr
+from small_features import TOKENS, WIDTH, row, write
 from zarr.core.dtype import data_type_registry
 
 from thinkdiff.storage.bfloat16 import NATIVE, BFloat16
+from thinkdiff.storage.root import Folder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -82,3 +84,29 @@ def test_bfloat16_group_is_read_by_plain_zarr_in_a_fresh_process(tmp_path: Path)
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["[1.0,", "2.0,", "3.0]"]
+
+
+def test_readme_reads_the_bits_without_this_package(tmp_path: Path):
+    write(Folder(str(tmp_path)), dtype="bfloat16")
+    readme = (REPOSITORY / "README.md").read_text()
+    (snippet,) = [block for block in readme.split("```python\n") if block.startswith("import zarr\n")]
+    code = f"""
+import importlib.metadata as metadata
+found = (entry for one in metadata.distributions() for entry in one.entry_points)
+others = metadata.EntryPoints(entry for entry in found if not entry.value.startswith("thinkdiff"))
+metadata.entry_points = lambda **wanted: others.select(**wanted) if wanted else others
+import sys, zarr
+try:
+    zarr.open_group({str(tmp_path)!r}, mode="r")["features"]
+except Exception as error:
+    assert "bfloat16" in str(error), error
+else:
+    raise SystemExit("zarr reads bfloat16 by itself: the README need not explain")
+{snippet.split("```")[0].replace("FOLDER", str(tmp_path))}
+assert not any(name.startswith("thinkdiff") for name in sys.modules)
+features.tofile({str(tmp_path / "found")!r})
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    found = np.fromfile(tmp_path / "found", np.float32).reshape(TOKENS, WIDTH)
+    np.testing.assert_array_equal(found[:1], row(0, dtype="bfloat16").features.astype(np.float32))
+    assert np.isnan(found[1:]).all()  # row 0 has one token
