@@ -43,7 +43,7 @@ class FeatureSpec(Spec):
     """What the VLM is asked, how it samples, and which hidden states are kept."""
 
     stage: ClassVar[Stage] = "extract_features"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     vlm: Model
     prompts: Annotated[CaptionPrompts | CobsatPrompts, Field(discriminator="kind")] = CaptionPrompts()
     max_tokens: int = Field(default=64, ge=1, description="T, generated tokens per request at most")

@@ -68,7 +68,7 @@ class FeatureReader:
                 f"{artifact.uri}: found {problems[0]}. The store is not whole; re-run extract_features with --refresh."
             )
         self.layouts: dict[TokenKind, Layout] = {
-            kind: read_layout(self._bytes(f"{name}/zarr.json"), f"{artifact.uri}/{name}")
+            kind: read_layout(self._bytes(f"{name}/zarr.json"), f"{artifact.uri}/{name}", kind)
             for kind, name in ARRAYS.items()
             if kind == "generated" or f"{name}/zarr.json" in self._entries
         }

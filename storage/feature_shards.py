@@ -29,6 +29,7 @@ NATIVE: dict[StoredType, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
 ARRAYS: dict[TokenKind, str] = {"generated": "features", "input": "input_features"}
+AXES: dict[TokenKind, str] = {"generated": "token", "input": "input_token"}  # xarray wants one size for each name
 MISSING = np.uint64(2**64 - 1)
 CRC = 4
 PIECE = 1 << 17
@@ -44,6 +45,7 @@ class Layout:
     width: int
     dtype: StoredType
     shard_size: int
+    axis: str = AXES["generated"]  # the name of the second dimension
 
     def __post_init__(self) -> None:
         numbers = (self.rows, self.tokens, self.width, self.shard_size)
@@ -93,7 +95,7 @@ class Layout:
             "fill_value": "NaN",
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
             "attributes": {},
-            "dimension_names": ["row", "token", "channel"],
+            "dimension_names": ["row", self.axis, "channel"],
             "zarr_format": 3,
             "node_type": "array",
             "storage_transformers": [],
@@ -117,7 +119,7 @@ def metadata_bytes(metadata: dict[str, Any]) -> bytes:
     return json.dumps(metadata, indent=2).encode()
 
 
-def read_layout(data: bytes, where: str) -> Layout:
+def read_layout(data: bytes, where: str, kind: TokenKind = "generated") -> Layout:
     """The layout that an array's `zarr.json` describes.
 
     Raises StoreError when it is no JSON, or describes an array that this module would not write.
@@ -126,7 +128,7 @@ def read_layout(data: bytes, where: str) -> Layout:
         found = json.loads(data)
         rows, tokens, width = (int(number) for number in found["shape"])
         shard_size = int(found["chunk_grid"]["configuration"]["chunk_shape"][0])
-        layout = Layout(rows, tokens, width, found["data_type"], shard_size)
+        layout = Layout(rows, tokens, width, found["data_type"], shard_size, AXES[kind])
         same = layout.metadata() == found
     except (ValueError, LookupError, TypeError, RecursionError):
         layout, same = None, False

@@ -28,6 +28,7 @@ from thinkdiff.storage.feature_reader import FeatureReader, LoadedFeatures
 from thinkdiff.storage.feature_rows import FeatureRow, must_differ, numbers, read_rows, rows_bytes, rows_name
 from thinkdiff.storage.feature_shards import (
     ARRAYS,
+    AXES,
     Layout,
     StoredType,
     decode_index,
@@ -71,7 +72,7 @@ class FeatureWriter:
         self.folder = folder
         self.layouts: dict[TokenKind, Layout] = {"generated": Layout(rows, tokens, width, dtype, shard_size)}
         if input_tokens:
-            self.layouts["input"] = Layout(rows, input_tokens, width, dtype, shard_size)
+            self.layouts["input"] = Layout(rows, input_tokens, width, dtype, shard_size, AXES["input"])
         self._log = PartLog(folder, COMMITS, Part)
 
     @property

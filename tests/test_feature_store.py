@@ -339,3 +339,15 @@ def test_leftovers_of_a_killed_attempt_are_removed(tmp_path: Path, left: str):
     assert write(folder, inputs=True).digest == whole.digest
     found, expected = (sorted(one.sizes()) for one in (folder, Folder(str(tmp_path / "whole"))))
     assert found == expected
+
+
+def test_dimensions_of_one_name_have_one_size(tmp_path: Path):
+    write(Folder(str(tmp_path)), inputs=True)
+    sizes: dict[str, set[int]] = {}
+    for _, array in zarr.open_group(str(tmp_path), mode="r").arrays():
+        names = array.metadata.dimension_names  # pyright: ignore[reportAttributeAccessIssue]
+        for name, size in zip(names, array.shape, strict=True):
+            sizes.setdefault(name, set()).add(size)
+    assert {name: len(found) for name, found in sizes.items()} == dict.fromkeys(
+        ("row", "token", "input_token", "channel"), 1
+    )
