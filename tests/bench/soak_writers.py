@@ -3,9 +3,9 @@
     python tests/bench/soak_writers.py --kills 100 [--s3]
 
 The engine is deterministic: a row is drawn from its number. Every writer goes through all missing shards in an order of
-its own, so that shards are made twice too. Most kills fall at a random moment; every fifth falls on purpose between a
-shard's object and its record. The end must be the store of an undisturbed writer, digest for digest, and `gc` must then
-find what was left over, and only that.
+its own, so that shards are made twice too. Every fifth writer kills itself between the first shard's object and its
+record; the others are killed at random moments. The end must be the store of an undisturbed writer, digest for digest,
+and `gc` must then find what was left over, and only that.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import uuid
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -35,7 +36,7 @@ from thinkdiff.storage.records import write_record
 from thinkdiff.storage.root import Folder
 
 WRITERS, SHARD, TOKENS, WIDTH, INPUTS = 3, 16, 8, 64, 4
-FIRST_OBJECT, RECORDS = "features/", "commits/"
+DECISIVE, NEVER = "features/", "nowhere"
 
 
 def row(index: int) -> FeatureRow:
@@ -54,32 +55,39 @@ def writer_of(folder: Folder, rows: int) -> FeatureWriter:
     )
 
 
+@dataclass(frozen=True)
 class Slow(Folder):
     """A folder that takes its time before it creates an object, so that a kill may fall between any two of them."""
+
+    die_after: str
 
     def create(self, name: str, data: bytes | bytearray | memoryview) -> bool:
         """`Folder.create` after a moment; after it, dies where it was told to."""
         time.sleep(random.uniform(0, 0.05))
         made = super().create(name, data)
-        if name.startswith(os.environ.get("DIE_AFTER", "nowhere")):
+        if name.startswith(self.die_after):
             os.kill(os.getpid(), signal.SIGKILL)
         return made
 
 
 def work(uri: str, rows: int, seed: int, die_after: str) -> None:
     """A writer: commits what is missing, in an order of its own."""
-    os.environ["DIE_AFTER"] = die_after
     random.seed(seed)
-    writer = writer_of(Slow(uri), rows)
-    missing = sorted(set(range(writer.shards)) - set(writer.committed()))
+    writer = writer_of(Slow(uri, die_after), rows)
+    missing = sorted(set(range(writer.shards)) - recorded(writer.folder))
     for shard in random.sample(missing, len(missing)):
         writer.commit(shard, [row(index) for index in writer.span(shard)])
 
 
+def recorded(folder: Folder) -> set[int]:
+    """The shards that have a record. `committed` is not for writers: it judges, by a listing that others outrun."""
+    return {int(Path(name).stem) for name in folder.sizes("commits")}
+
+
 def half_way(folder: Folder) -> int:
     """How many shards have their object and no record."""
-    objects = {name.split("/")[2] for name in folder.sizes("features") if "/c/" in name}
-    return len(objects - {str(int(name[8:14])) for name in folder.sizes("commits")})
+    objects = {int(name.split("/")[2]) for name in folder.sizes("features") if "/c/" in name}
+    return len(objects - recorded(folder))
 
 
 def main() -> None:
@@ -107,23 +115,26 @@ def main() -> None:
     writers: list[BaseProcess] = []
     while kills < arguments.kills:
         while len(writers) < WRITERS:
-            aimed = started % 5 == 4
-            writer = context.Process(target=work, args=(rough.uri, rows, started, FIRST_OBJECT if aimed else "nowhere"))
+            die_after = DECISIVE if started % 5 == 4 else NEVER
+            writer = context.Process(target=work, args=(rough.uri, rows, started, die_after), name=die_after)
             writer.start()
-            started, on_purpose = started + 1, on_purpose + aimed
+            started += 1
             writers.append(writer)
         time.sleep(rng.uniform(0, 0.6))
-        rng.choice(writers).kill()
+        if victims := [one for one in writers if one.name != DECISIVE]:
+            victim = rng.choice(victims)
+            victim.kill()
+            victim.join()
         for writer in [one for one in writers if not one.is_alive()]:
             writer.join()
             writers.remove(writer)
             if writer.exitcode == 0:
                 raise SystemExit(f"a writer finished after {kills} kills: ask for more --shards")
-            kills += 1
+            kills, on_purpose = kills + 1, on_purpose + (writer.name == DECISIVE)
         windows += half_way(rough) > 0
     for writer in writers:
         writer.join()
-    work(rough.uri, rows, started, "nowhere")
+    work(rough.uri, rows, started, NEVER)
 
     store = writer_of(rough, rows)
     artifact = artifact_of(FeatureSet, rough, store.files())
@@ -140,9 +151,9 @@ def main() -> None:
     assert not problems, problems
     assert set(rough.sizes()) - {"artifact.json"} == set(artifact.names(""))
     print(
-        f"{'s3' if arguments.s3 else 'disk'}: {kills} kills of {started} writers ({on_purpose} on purpose after the "
-        f"object and before the record), {windows} looks found a shard half-way, {rows} rows once each, the digest of "
-        f"an undisturbed writer; gc removed {len(left)} left-overs ({sum(left.values())} bytes)"
+        f"{'s3' if arguments.s3 else 'disk'}: {kills} kills of {started} writers ({on_purpose} of them by itself, "
+        f"between object and record), {windows} looks found a shard half-way, {rows} rows once each, the digest of an "
+        f"undisturbed writer; gc removed {len(left)} left-overs ({sum(left.values())} bytes)"
     )
     root.delete_all()
 
