@@ -1,7 +1,8 @@
-"""A folder on disk or in a bucket. The one module that knows fsspec.
+"""A folder on disk or in a bucket.
 
 In: a path or `s3://bucket/prefix`. Out: whole files, written so that a reader sees the old bytes, the new bytes or
-nothing. It knows no artifact and no stage. Credentials and endpoint of S3 come from the usual AWS variables.
+nothing. It knows no artifact and no stage. The bytes of a bucket go through obstore (`bucket.py`); lists, streams and
+other schemes through fsspec. Credentials and endpoint of S3 come from the usual AWS variables.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ import os
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from typing import IO, Any
 
 import fsspec
-from fsspec.implementations.local import LocalFileSystem
 
 from thinkdiff.schemas.artifact import FileEntry
-from thinkdiff.schemas.errors import RootError, StoreError
+from thinkdiff.schemas.errors import RootError, StoreError, ThinkDiffError
+from thinkdiff.storage.bucket import Bucket, Settings, bucket_of, reason, settings
 
 CHUNK = 1 << 22
 TEMPORARY = ".tmp-"
@@ -68,17 +70,28 @@ class Folder:
     def __truediv__(self, name: str) -> Folder:
         return Folder(f"{self.uri}/{name}")
 
-    @cached_property
+    @property
+    def scheme(self) -> str:
+        """The scheme of the URI, "file" for a path."""
+        return self.uri.split("://", 1)[0] if "://" in self.uri else "file"
+
+    @property
     def fs(self) -> Any:
         """The fsspec filesystem of this folder."""
-        scheme = self.uri.split("://", 1)[0] if "://" in self.uri else "file"
-        options = {"use_listings_cache": False} if scheme == "s3" else {}
-        return fsspec.filesystem(scheme, **options)
+        return filesystem(self.scheme, os.getpid(), settings() if self.scheme == "s3" else ())
 
     @property
     def is_local(self) -> bool:
         """Whether the folder is on a local disk."""
-        return isinstance(self.fs, LocalFileSystem)
+        return self.scheme == "file"
+
+    @property
+    def bucket(self) -> Bucket | None:
+        """The bucket, where obstore is to be asked for bytes."""
+        return bucket_of(self.uri) if self.scheme == "s3" else None
+
+    def _key(self, name: str) -> str:
+        return self.full(name).removeprefix("s3://").split("/", 1)[1]
 
     def full(self, name: str) -> str:
         """The full path or URL of a file below this folder. Raises StoreError when `name` would leave it."""
@@ -87,37 +100,48 @@ class Folder:
         return f"{self.uri}/{name}"
 
     def read(self, name: str) -> bytes:
-        """All bytes of a file. Raises FileNotFoundError."""
-        return self.fs.cat_file(self.full(name))
+        """All bytes of a file. Raises FileNotFoundError, or RootError when the store does not answer."""
+        path = self.full(name)
+        with readable(path):
+            if self.is_local:
+                with open(path, "rb") as file:
+                    return file.read()
+            return bucket.read(self._key(name)) if (bucket := self.bucket) else self.fs.cat_file(path)
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
-        """Bytes [start, end) of a file. Raises FileNotFoundError, or StoreError when the file is shorter."""
-        try:
-            data = self.fs.cat_file(self.full(name), start=start, end=end)
-        except OSError as error:
-            if error_code(error) != "InvalidRange":
-                raise
-            data = b""
-        if len(data) != end - start:
-            raise StoreError(
-                f"{self.full(name)}: found {len(data)} bytes at {start}, expected {end - start}. "
-                "The file is truncated; re-run its stage with --refresh."
-            )
-        return data
+        """Bytes [start, end) of a file.
+
+        Raises FileNotFoundError, StoreError when the file is shorter, RootError when the store does not answer.
+        """
+        return self.read_ranges([(name, start, end)])[0]
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
-        """`read_range` of many (name, start, end), concurrently in a bucket.
+        """`read_range` of many (name, start, end), concurrently in a bucket."""
+        if not ranges:
+            return []
+        with readable(self.full(ranges[0][0])):
+            found = self._ranges(ranges)
+        for (name, start, end), data in zip(ranges, found, strict=True):
+            if len(data) != end - start:
+                raise StoreError(
+                    f"{self.full(name)}: found {len(data)} bytes at {start}, expected {end - start}. "
+                    "The file is truncated; re-run its stage with --refresh."
+                )
+        return found
 
-        Raises FileNotFoundError, or StoreError when a file is shorter.
-        """
+    def _ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
         if self.is_local:
-            return [self.read_range(*wanted) for wanted in ranges]
+            return [local_range(self.full(name), start, end) for name, start, end in ranges]
+        if bucket := self.bucket:
+            return bucket.read_ranges([(self._key(name), start, end) for name, start, end in ranges])
         names, starts, ends = [self.full(n) for n, _, _ in ranges], [s for _, s, _ in ranges], [e for *_, e in ranges]
         found = self.fs.cat_ranges(names, starts, ends, on_error="return")
-        return [
-            data if isinstance(data, bytes) and len(data) == end - start else self.read_range(name, start, end)
-            for data, (name, start, end) in zip(found, ranges, strict=True)
-        ]
+        for place, (data, (_, start, end)) in enumerate(zip(found, ranges, strict=True)):
+            if isinstance(data, OSError) and s3fs_code(data) == "InvalidRange":
+                found[place] = b""
+            elif not isinstance(data, bytes) or len(data) != end - start:
+                found[place] = self.fs.cat_file(names[place], start=start, end=end)
+        return found
 
     def open(self, name: str) -> IO[bytes]:
         """A file opened for streaming reads. Raises FileNotFoundError."""
@@ -132,9 +156,11 @@ class Folder:
         try:
             if self.is_local:
                 self._replace(self._temporary(path, [data]), path)
+            elif bucket := self.bucket:
+                bucket.write(self._key(name), data)
             else:
                 self.fs.pipe_file(path, bytes(data))
-        except OSError as error:
+        except Exception as error:
             raise unwritable(self.uri, error) from error
         return FileEntry(path=name, size=len(data), sha256=sha256_hex(data))
 
@@ -157,9 +183,9 @@ class Folder:
                     file.writelines(counted())
                     file.flush()
                     self.fs.put_file(file.name, path)
-        except OSError as error:
-            if isinstance(error, StoreError):
-                raise
+        except ThinkDiffError:
+            raise
+        except Exception as error:
             raise unwritable(self.uri, error) from error
         return FileEntry(path=name, size=size, sha256=hasher.hexdigest())
 
@@ -176,11 +202,13 @@ class Folder:
                     os.link(temporary, path)
                 finally:
                     os.unlink(temporary)
+            elif bucket := self.bucket:
+                return bucket.create(self._key(name), data)
             else:
                 self.fs.pipe_file(path, bytes(data), mode="create")
         except FileExistsError:
             return False
-        except OSError as error:
+        except Exception as error:
             if precondition_failed(error):
                 return False
             raise unwritable(self.uri, error) from error
@@ -310,18 +338,58 @@ def matching(base: str, pattern: str) -> list[tuple[Folder, str]]:
     return [(folder, found) for found in folder.glob("/".join([name, *parts[first + 1 :]]))]
 
 
+@lru_cache(maxsize=8)
+def filesystem(scheme: str, process: int, settings: Settings) -> Any:
+    """The fsspec filesystem of a scheme: one for each process, and for S3 one for its settings."""
+    options = {"use_listings_cache": False, "skip_instance_cache": True} if scheme == "s3" else {}
+    return fsspec.filesystem(scheme, **options)
+
+
+def local_range(path: str, start: int, end: int) -> bytes:
+    """Bytes [start, end) of a file on disk, fewer where it ends before."""
+    file, pieces = os.open(path, os.O_RDONLY), []
+    try:
+        while piece := os.pread(file, end - start, start):  # one call reads 2 GiB at most
+            pieces.append(piece)
+            start += len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def readable(path: str) -> Iterator[None]:
+    """Raises RootError in one sentence for what a store answers beside bytes and FileNotFoundError."""
+    try:
+        yield
+    except (ThinkDiffError, FileNotFoundError, NotADirectoryError):
+        raise
+    except Exception as error:
+        raise RootError(
+            f"{path}: found no answer that can be used ({cause(error)}), expected its bytes. Nothing is lost; look at "
+            "the disk, the endpoint or the credentials and run the command again."
+        ) from error
+
+
 def unwritable(uri: str, error: Exception) -> RootError:
     """The sentence for a root that refused a write."""
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return RootError(f"{uri}: found it not writable ({reason}), expected a folder or bucket that this user can write.")
+    return RootError(
+        f"{uri}: found it not writable ({cause(error)}), expected a folder or bucket that this user can write."
+    )
 
 
-def precondition_failed(error: OSError) -> bool:
+def cause(error: Exception) -> str:
+    """What went wrong, in a phrase."""
+    return getattr(error, "strerror", None) or reason(error) or type(error).__name__
+
+
+def precondition_failed(error: Exception) -> bool:
     """Whether S3 refused a conditional write because the object is there (servers differ in the error's shape)."""
-    return error_code(error) in ("PreconditionFailed", "ConditionalRequestConflict") or error.errno == errno.EEXIST
+    refused = s3fs_code(error) in ("PreconditionFailed", "ConditionalRequestConflict")
+    return refused or (isinstance(error, OSError) and error.errno == errno.EEXIST)
 
 
-def error_code(error: OSError) -> str:
+def s3fs_code(error: Exception) -> str:
     """The S3 error code behind an exception of s3fs, "" when there is none."""
     response = getattr(error.__cause__, "response", None) or {}
     return str(response.get("Error", {}).get("Code", ""))

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from thinkdiff.storage.bucket import CLIENT
 from thinkdiff.storage.root import Folder
 
 BUCKET = "thinkdiff-tests"
@@ -109,9 +110,11 @@ def s3() -> str:
     return url
 
 
-@pytest.fixture(params=["disk", "s3"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
-    """An empty folder, on disk and in a bucket."""
+@pytest.fixture(params=["disk", "s3", "s3fs"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folder:
+    """An empty folder, on disk and in a bucket through either client."""
     if request.param == "disk":
         return Folder.at(str(tmp_path / "place"))
+    if request.param == "s3fs":
+        monkeypatch.setenv(CLIENT, "s3fs")
     return Folder.at(f"{request.getfixturevalue('s3')}/{uuid.uuid4().hex}")

@@ -37,7 +37,7 @@ def test_write_of_views_and_of_nothing_keeps_the_bytes(place: Folder):
 
 
 def test_write_larger_than_one_put_is_whole(s3: str):
-    # s3fs sends 100 MiB and more in several parts, and a shard of the paper's features has 112 MiB.
+    # From 64 MiB on it goes in several parts, and a shard of the paper's features has 112 MiB.
     folder, data = Folder(f"{s3}/large"), os.urandom(1 << 20) * 101
     entry = folder.write("shard", data)
     assert folder.sizes() == {"shard": len(data)}
