@@ -5,9 +5,10 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from thinkdiff.schemas.artifact import STAGES, Artifact
+from thinkdiff.storage.disk import TEMPORARY
 from thinkdiff.storage.lease import LEASE
 from thinkdiff.storage.records import RECORD, altered_files, inconsistencies, missing_files
-from thinkdiff.storage.root import TEMPORARY, Folder
+from thinkdiff.storage.root import Folder
 
 
 def verify_root(root: str, deep: bool) -> tuple[int, list[str]]:

@@ -19,16 +19,18 @@ from functools import lru_cache
 from typing import IO, Any
 
 import fsspec
+import numpy as np
 
 from thinkdiff.schemas.artifact import FileEntry
 from thinkdiff.schemas.errors import RootError, StoreError, ThinkDiffError
+from thinkdiff.storage import disk
 from thinkdiff.storage.bucket import Bucket, Settings, bucket_of, reason, settings
+from thinkdiff.storage.disk import TEMPORARY, Buffers, Octets
 
 CHUNK = 1 << 22
-TEMPORARY = ".tmp-"
 
 
-def sha256_hex(data: bytes | bytearray | memoryview) -> str:
+def sha256_hex(data: Octets) -> str:
     """sha256 as 64 hex digits."""
     return hashlib.sha256(data).hexdigest()
 
@@ -122,16 +124,39 @@ class Folder:
         with readable(self.full(ranges[0][0])):
             found = self._ranges(ranges)
         for (name, start, end), data in zip(ranges, found, strict=True):
-            if len(data) != end - start:
-                raise StoreError(
-                    f"{self.full(name)}: found {len(data)} bytes at {start}, expected {end - start}. "
-                    "The file is truncated; re-run its stage with --refresh."
-                )
+            self._must_have(name, start, end - start, len(data))
         return found
+
+    def read_into(self, requests: Sequence[tuple[str, int, Buffers]]) -> Iterator[int]:
+        """Fills the buffers of each (name, start, buffers) from `start` on, and says each time which is done, in order.
+
+        Raises what `read_range` raises.
+        """
+        sizes = [sum(map(len, buffers)) for _, _, buffers in requests]
+        if self.is_local:
+            for place, (name, start, buffers) in enumerate(requests):
+                with readable(path := self.full(name)):
+                    got = disk.read_into(path, start, buffers)
+                self._must_have(name, start, sizes[place], got)
+                yield place
+            return
+        ranges = [(name, start, start + size) for (name, start, _), size in zip(requests, sizes, strict=True)]
+        for place, data in enumerate(self.read_ranges(ranges)):
+            view = np.frombuffer(data, np.uint8)
+            for buffer in requests[place][2]:
+                buffer[:], view = view[: len(buffer)], view[len(buffer) :]
+            yield place
+
+    def _must_have(self, name: str, start: int, expected: int, found: int) -> None:
+        if found != expected:
+            raise StoreError(
+                f"{self.full(name)}: found {found} bytes at {start}, expected {expected}. "
+                "The file is truncated; re-run its stage with --refresh."
+            )
 
     def _ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
         if self.is_local:
-            return [local_range(self.full(name), start, end) for name, start, end in ranges]
+            return [disk.read_range(self.full(name), start, end) for name, start, end in ranges]
         if bucket := self.bucket:
             return bucket.read_ranges([(self._key(name), start, end) for name, start, end in ranges])
         names, starts, ends = [self.full(n) for n, _, _ in ranges], [s for _, s, _ in ranges], [e for *_, e in ranges]
@@ -147,7 +172,7 @@ class Folder:
         """A file opened for streaming reads. Raises FileNotFoundError."""
         return self.fs.open(self.full(name), "rb")
 
-    def write(self, name: str, data: bytes | bytearray | memoryview) -> FileEntry:
+    def write(self, name: str, data: Octets) -> FileEntry:
         """Replaces a file at once (rename on disk, one PUT in a bucket) and returns its entry.
 
         Raises RootError when the folder cannot be written; the old file, if any, is untouched then.
@@ -155,7 +180,7 @@ class Folder:
         path = self.full(name)
         try:
             if self.is_local:
-                self._replace(self._temporary(path, [data]), path)
+                disk.replace(path, [data])
             elif bucket := self.bucket:
                 bucket.write(self._key(name), data)
             else:
@@ -177,7 +202,7 @@ class Folder:
 
         try:
             if self.is_local:
-                self._replace(self._temporary(path, counted()), path)
+                disk.replace(path, counted())
             else:
                 with tempfile.NamedTemporaryFile(prefix="thinkdiff-upload-") as file:
                     file.writelines(counted())
@@ -189,7 +214,7 @@ class Folder:
             raise unwritable(self.uri, error) from error
         return FileEntry(path=name, size=size, sha256=hasher.hexdigest())
 
-    def create(self, name: str, data: bytes | bytearray | memoryview) -> bool:
+    def create(self, name: str, data: Octets) -> bool:
         """Writes a file only if there is none of that name; False, with nothing changed, if there is.
 
         A hard link on disk and `If-None-Match: *` on S3, so exactly one of several writers wins.
@@ -197,11 +222,7 @@ class Folder:
         path = self.full(name)
         try:
             if self.is_local:
-                temporary = self._temporary(path, [data])
-                try:
-                    os.link(temporary, path)
-                finally:
-                    os.unlink(temporary)
+                disk.create(path, [data])
             elif bucket := self.bucket:
                 return bucket.create(self._key(name), data)
             else:
@@ -213,27 +234,6 @@ class Folder:
                 return False
             raise unwritable(self.uri, error) from error
         return True
-
-    def _replace(self, temporary: str, path: str) -> None:
-        try:
-            os.replace(temporary, path)
-        except OSError:
-            os.unlink(temporary)
-            raise
-
-    def _temporary(self, path: str, pieces: Iterable[bytes | bytearray | memoryview]) -> str:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = os.path.join(os.path.dirname(path), f"{TEMPORARY}{uuid.uuid4().hex}")
-        try:
-            with open(temporary, "wb") as file:
-                file.writelines(pieces)
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:
-            if os.path.exists(temporary):
-                os.unlink(temporary)
-            raise
-        return temporary
 
     def exists(self, name: str) -> bool:
         """Whether there is a file of that name."""
@@ -343,18 +343,6 @@ def filesystem(scheme: str, process: int, settings: Settings) -> Any:
     """The fsspec filesystem of a scheme: one for each process, and for S3 one for its settings."""
     options = {"use_listings_cache": False, "skip_instance_cache": True} if scheme == "s3" else {}
     return fsspec.filesystem(scheme, **options)
-
-
-def local_range(path: str, start: int, end: int) -> bytes:
-    """Bytes [start, end) of a file on disk, fewer where it ends before."""
-    file, pieces = os.open(path, os.O_RDONLY), []
-    try:
-        while piece := os.pread(file, end - start, start):  # one call reads 2 GiB at most
-            pieces.append(piece)
-            start += len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-    finally:
-        os.close(file)
 
 
 @contextmanager

@@ -8,12 +8,14 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 from s3_server import place, s3  # noqa: F401
 
 from thinkdiff.schemas.errors import LockedError, RootError, StoreError
+from thinkdiff.storage.disk import TEMPORARY
 from thinkdiff.storage.lease import LEASE, Lease
-from thinkdiff.storage.root import TEMPORARY, Folder, locate, sha256_hex
+from thinkdiff.storage.root import Folder, locate, sha256_hex
 
 
 def test_write_returns_size_and_digest_and_reads_back(place: Folder):
@@ -103,6 +105,21 @@ def test_read_range_past_the_end_raises_store_error(place: Folder):
             place.read_range("file", start, end)
         with pytest.raises(StoreError, match="truncated"):
             place.read_ranges([("file", 0, 1), ("file", start, end)])
+
+
+def test_read_into_fills_buffers_of_any_sizes_in_order(place: Folder):
+    data = np.frombuffer(os.urandom(9000), np.uint8)
+    for name in ("one", "two"):
+        place.write(name, data.tobytes())
+    buffers = [[np.zeros(size, np.uint8) for size in (7, 4, 0, 1)], [np.zeros(2, np.uint8) for _ in range(2500)]]
+    done = list(place.read_into([("one", 8980, buffers[0]), ("two", 3000, buffers[1])]))
+    assert done == [0, 1]
+    assert (np.concatenate(buffers[0]) == data[8980:8992]).all()
+    assert (np.concatenate(buffers[1]) == data[3000:8000]).all()
+    with pytest.raises(StoreError, match="truncated"):
+        list(place.read_into([("one", 8995, buffers[0])]))
+    with pytest.raises(FileNotFoundError):
+        list(place.read_into([("three", 0, buffers[0])]))
 
 
 def test_sizes_lists_below_a_prefix_and_no_neighbour(place: Folder):

@@ -1,0 +1,74 @@
+"""Files of a local disk: read by range, written beside their place, flushed, and only then given their name."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+TEMPORARY = ".tmp-"
+Octets = bytes | bytearray | memoryview
+Buffers = Sequence[npt.NDArray[np.uint8]]
+MOST_BUFFERS = 1024  # of one system call
+
+
+def read_range(path: str, start: int, end: int) -> bytes:
+    """Bytes [start, end) of a file, fewer where it ends before. Raises OSError."""
+    file, pieces = os.open(path, os.O_RDONLY), []
+    try:
+        while piece := os.pread(file, end - start, start):  # one call reads 2 GiB at most
+            pieces.append(piece)
+            start += len(piece)
+    finally:
+        os.close(file)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def read_into(path: str, start: int, buffers: Buffers) -> int:
+    """Fills the buffers with the bytes of a file from `start` on; says how many there were. Raises OSError."""
+    file, begin = os.open(path, os.O_RDONLY), start
+    try:
+        left: Any = list(buffers)
+        while left and (got := os.preadv(file, left[:MOST_BUFFERS], start)):
+            start += got
+            while left and got >= len(left[0]):
+                got -= len(left.pop(0))
+            if got:
+                left[0] = left[0][got:]
+    finally:
+        os.close(file)
+    return start - begin
+
+
+@contextmanager
+def temporary(path: str, pieces: Iterable[Octets]) -> Iterator[str]:
+    """A flushed file of these bytes beside `path`, which is gone afterwards unless it was moved. Raises OSError."""
+    parent = Path(path).parent
+    parent.mkdir(parents=True, exist_ok=True)
+    name = parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+    try:
+        with open(name, "wb") as file:
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        yield str(name)
+    finally:
+        name.unlink(missing_ok=True)
+
+
+def replace(path: str, pieces: Iterable[Octets]) -> None:
+    """Writes a file over the one that is there, at once. Raises OSError."""
+    with temporary(path, pieces) as file:
+        os.replace(file, path)
+
+
+def create(path: str, pieces: Iterable[Octets]) -> None:
+    """Writes a file. Raises FileExistsError when there is one of that name, or OSError."""
+    with temporary(path, pieces) as file:
+        os.link(file, path)
