@@ -30,6 +30,8 @@ PAPER_PROMPTS = (
 )
 EndPolicy = Literal["stop", "run_on", "forced"]
 TokenKind = Literal["generated", "input"]
+STATISTICS = "statistics.json"
+OUTLIER = 6.0  # times the median channel's root mean square, above which a channel is an outlier
 
 
 class CaptionPrompts(Frozen):
@@ -66,7 +68,40 @@ class FeatureSpec(Spec):
 
 
 class FeatureSet(Artifact):
-    """A Zarr v3 store of (N, T, D) features with one Parquet of ids, texts and keys per shard.
+    """A Zarr v3 store of (N, T, D) features with one Parquet of ids, texts and keys per shard, and `statistics.json`.
 
     counts: rows, shards, tokens; stats: hidden_size, shape, shard_size, recomputed_shards and the like.
     """
+
+
+class Spread(Frozen):
+    """How a number is distributed: mean, extremes, 5 %, 50 % and 95 % quantiles."""
+
+    mean: float
+    least: float
+    p5: float
+    median: float
+    p95: float
+    most: float
+
+
+class FeatureStatistics(Frozen):
+    """`statistics.json` of a FeatureSet; provenance, not content. D is the width of a feature.
+
+    ended and tokens_per_row are of all rows, the rest is of `sampled_rows` of them, of which features of generated
+    tokens alone. An outlier is a channel whose root mean square exceeds OUTLIER times that of the median channel.
+    """
+
+    rows: int
+    ended: float = Field(description="share of the rows with an end token")
+    tokens_per_row: float
+    sampled_rows: int
+    sampled_tokens: int
+    row_tokens: Spread
+    text_words: Spread
+    text_characters: Spread
+    words: dict[str, int] = Field(description="rows by words in their text")
+    token_norm: Spread = Field(description="Euclidean norm of a token's feature")
+    channel_mean: tuple[float, ...] = Field(description="D numbers")
+    channel_rms: tuple[float, ...] = Field(description="D numbers: root of the mean square over tokens")
+    outliers: tuple[int, ...] = Field(description="numbers of channels, the largest first")

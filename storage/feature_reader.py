@@ -119,15 +119,15 @@ class FeatureReader:
         """One row, its features cut to its length. Raises IndexError, or StoreError for lost or altered data."""
         return self.rows([index])[0]
 
-    def rows(self, indices: Sequence[int]) -> list[FeatureRow]:
-        """Rows in the order asked; each is read once, neighbours together."""
+    def rows(self, indices: Sequence[int], inputs: bool = True) -> list[FeatureRow]:
+        """Rows in the order asked; each is read once, neighbours together. inputs: with input features, if any."""
         for index in indices:
             if not 0 <= index < len(self):
                 raise IndexError(f"row: found {index}, expected 0 … {len(self) - 1}.")
         wanted = sorted({int(index) for index in indices})
-        found: dict[TokenKind, dict[int, npt.NDArray[Any]]]
-        found = {kind: self._gather(kind, wanted) for kind in self.layouts}
-        rows: list[States] = [{kind: found[kind][int(index)] for kind in self.layouts} for index in indices]
+        kinds: list[TokenKind] = [kind for kind in self.layouts if inputs or kind != "input"]
+        found: dict[TokenKind, dict[int, npt.NDArray[Any]]] = {kind: self._gather(kind, wanted) for kind in kinds}
+        rows: list[States] = [{kind: found[kind][int(index)] for kind in kinds} for index in indices]
         return [self._row(int(index), row) for index, row in zip(indices, rows, strict=True)]
 
     def iterate(self) -> Iterator[FeatureRow]:

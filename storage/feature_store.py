@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from thinkdiff.schemas.artifact import FileEntry
 from thinkdiff.schemas.errors import StoreError
-from thinkdiff.schemas.features import TokenKind
+from thinkdiff.schemas.features import FeatureSet, TokenKind
 from thinkdiff.storage.feature_reader import FeatureReader, LoadedFeatures
 from thinkdiff.storage.feature_rows import FeatureRow, must_differ, numbers, read_rows, rows_bytes, rows_name
 from thinkdiff.storage.feature_shards import (
@@ -200,6 +200,10 @@ class FeatureWriter:
         ]
         records = [self._log.entry(number) for number in parts]
         return (*fixed, *(entry for part in parts.values() for entry in part.files), *records)
+
+    def reader(self, files: tuple[FileEntry, ...]) -> FeatureReader:
+        """A reader of the finished store, whose `files` these are, before it has a record."""
+        return FeatureReader(FeatureSet.model_construct(uri=self.folder.uri, files=files))
 
     def _metadata(self) -> dict[str, bytes]:
         named = {ARRAYS[kind]: layout for kind, layout in self.layouts.items()}

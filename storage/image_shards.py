@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from thinkdiff.schemas.errors import StoreError
 from thinkdiff.schemas.images import ImageSet
@@ -105,6 +106,14 @@ class ImageReader:
         if row.status != OK or row.shard is None or row.offset is None or row.size is None or None in place:
             return False
         return 0 <= row.offset <= row.offset + row.size <= self._sizes.get(shard_name(row.shard), -1)
+
+
+def pictures_of(artifact: ImageSet, keys: Sequence[str]) -> dict[str, bytes]:
+    """The pictures of those keys that have one. Raises StoreError for bytes other than those recorded."""
+    table = read_table(checked_bytes(artifact, INDEX), ROWS, artifact.path(INDEX))
+    wanted = pc.call_function("is_in", [table.column("key")], pc.SetLookupOptions(pa.array(keys, pa.string())))
+    found = [row for row in rows_of(table.filter(wanted)) if row.status == OK]
+    return {row.key: data for row, data in zip(found, read_pictures(Folder(artifact.uri), found), strict=True)}
 
 
 def read_pictures(folder: Folder, rows: Sequence[IndexRow]) -> list[bytes]:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from thinkdiff.schemas.artifact import Execution
 from thinkdiff.schemas.cobsat import CobsatPrompts
 from thinkdiff.schemas.errors import InputError
-from thinkdiff.schemas.features import CaptionPrompts, FeatureSet, FeatureSpec
+from thinkdiff.schemas.features import STATISTICS, CaptionPrompts, FeatureSet, FeatureSpec
 from thinkdiff.schemas.images import ImageSet
 from thinkdiff.tasks.engines import close_engines, gpus
 from thinkdiff.tasks.extraction_meter import merged, sentence
@@ -24,6 +24,7 @@ from thinkdiff.tasks.step import Made, Work, step
 
 RANGE = 16  # shards that a worker is given together: what a slow or dead one costs
 LOOK_SECONDS = 5.0
+SHOWN = 5
 
 
 def caption_questions(spec: FeatureSpec, prompts: CaptionPrompts, images: ImageSet) -> tuple[list[Question], Pictures]:
@@ -56,6 +57,8 @@ def benchmark_questions(prompts: CobsatPrompts, run: Execution) -> tuple[list[Qu
 @step(FeatureSet)
 def extract_features(work: Work, spec: FeatureSpec, images: ImageSet | None) -> Made:
     """Asks the VLM shard by shard; shards that are committed already are kept."""
+    from thinkdiff.tasks.feature_statistics import markdown, measure
+
     if isinstance(spec.prompts, CobsatPrompts):
         questions, pictures = benchmark_questions(spec.prompts, work.run)
     elif images is not None:
@@ -81,10 +84,13 @@ def extract_features(work: Work, spec: FeatureSpec, images: ImageSet | None) -> 
             "extract_features: kept %d committed shards, made %d; children of another content are rebuilt.",
             len(kept), len(missing),
         )  # fmt: skip
-    parts = writer.committed().values()
+    parts, files = writer.committed().values(), writer.files()
     tokens, ended, characters = (sum(part.info[name] for part in parts) for name in ("tokens", "ended", "characters"))
+    reader = writer.reader(files)
+    found = measure(reader, ended, tokens)
+    written = work.folder.write(STATISTICS, found.model_dump_json().encode())
     return Made(
-        files=writer.files(),
+        files=(*files, written.model_copy(update={"content": False})),
         counts={"rows": len(questions), "shards": writer.shards, "tokens": tokens},
         stats={
             "hidden_size": common.width,
@@ -96,7 +102,7 @@ def extract_features(work: Work, spec: FeatureSpec, images: ImageSet | None) -> 
             "run": figures,
         },
         note=f"kept {len(kept)} shards of an earlier run" if kept else "",
-        page="\n".join(f"- {question.prompt!r:.200}" for question in questions[:5]),
+        page=markdown(found, reader.rows(range(min(SHOWN, len(reader))), inputs=False)),
     )
 
 

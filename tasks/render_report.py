@@ -16,7 +16,7 @@ from thinkdiff.schemas.artifact import Artifact
 from thinkdiff.schemas.captions import CaptionSet
 from thinkdiff.schemas.cobsat import CobsatPrompts
 from thinkdiff.schemas.errors import InputError, StoreError
-from thinkdiff.schemas.features import FeatureSet, FeatureSpec
+from thinkdiff.schemas.features import STATISTICS, FeatureSet, FeatureSpec, FeatureStatistics
 from thinkdiff.schemas.images import ImageSet
 from thinkdiff.schemas.media import MediaSet
 from thinkdiff.schemas.report import Report, ReportSpec
@@ -25,6 +25,7 @@ from thinkdiff.tasks.step import Made, Work, step
 
 if TYPE_CHECKING:
     from thinkdiff.tasks.report_examples import Example
+    from thinkdiff.tasks.report_features import Spoken
     from thinkdiff.tasks.report_numbers import Scores
 
 A = TypeVar("A", bound=Artifact)
@@ -61,6 +62,8 @@ def render_report(
         scores=read_scores(scores, order),
         chance=chance(asked),
         examples=list(read_examples(work, asked, spec.examples, media, scores)),
+        answers=read_answers(features, images, spec.answers),
+        statistics=read_statistics(features),
         training=losses["training"],
         validation=losses["validation"],
         conditions=conditions({name: read_scores(card, order) for name, card in variants.items()}),
@@ -78,7 +81,12 @@ def render_report(
     data = page(content)
     return Made(
         files=(work.folder.write("report.html", data),),
-        counts={"bytes": len(data), "examples": len(content.examples), "variants": len(variants)},
+        counts={
+            "bytes": len(data),
+            "examples": len(content.examples),
+            "answers": len(content.answers),
+            "variants": len(variants),
+        },
         stats={"scores": scores.stats["scores"]},
         page=f"{accuracy_tables(content.scores, content.chance)}\n\n{ablation_tables(content.conditions)}",
     )
@@ -125,6 +133,27 @@ def read_scores(card: Scorecard, order: list[str]) -> Scores:
                     cells[method, int(shots), group] = Cell(**cell)
     ordered = tuple(task for task in order if task in tasks)
     return Scores(tuple(stored["methods"]), tuple(sorted(shots_found)), ordered, stored["confidence"], cells)
+
+
+def read_answers(features: FeatureSet, images: ImageSet, count: int) -> list[Spoken]:
+    """The first rows of a feature set with their pictures."""
+    from thinkdiff.storage.feature_store import FeatureReader
+    from thinkdiff.storage.image_shards import pictures_of
+    from thinkdiff.tasks.report_features import Spoken
+
+    reader = FeatureReader(features)
+    rows = reader.rows(range(min(count, len(reader))), inputs=False)
+    pictures = pictures_of(images, [row.key for row in rows])
+    return [Spoken(row.key, pictures.get(row.key), row.prompt, row.text) for row in rows]
+
+
+def read_statistics(features: FeatureSet) -> FeatureStatistics | None:
+    """The statistics beside a feature set; None where it was made before there were any."""
+    from thinkdiff.storage.records import checked_bytes
+
+    if not features.names(STATISTICS):
+        return None
+    return FeatureStatistics.model_validate_json(checked_bytes(features, STATISTICS))
 
 
 def read_examples(

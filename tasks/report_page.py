@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from thinkdiff.schemas.artifact import Artifact
+from thinkdiff.schemas.features import FeatureStatistics
 from thinkdiff.tasks.report_ablations import ablations
 from thinkdiff.tasks.report_accuracy import NAMES, accuracy, by_task
 from thinkdiff.tasks.report_data import data
 from thinkdiff.tasks.report_examples import Example, cards, hero
+from thinkdiff.tasks.report_features import Spoken, features
 from thinkdiff.tasks.report_markup import Child, Html, join, percent, plural, table, tag
 from thinkdiff.tasks.report_numbers import Chance, Condition, Scores
 from thinkdiff.tasks.report_plots import curves
@@ -32,6 +34,8 @@ class Content:
     scores: Scores
     chance: Chance
     examples: Sequence[Example]
+    answers: Sequence[Spoken]
+    statistics: FeatureStatistics | None
     training: Sequence[float]
     validation: Sequence[Sequence[float]]
     conditions: Sequence[Condition]
@@ -61,6 +65,7 @@ def page(content: Content) -> bytes:
         ("tasks", "Task by task", by_task(content.scores)),
         ("training", "Training the aligner", training(content)),
         ("data", "Captions and pictures", data(content.artifacts["captions"], content.artifacts["images"])),
+        ("features", "What the VLM says", features(content.answers, content.statistics)),
         ("ablations", "Ablations", ablations(content.conditions, content.chance.blind)),
         ("provenance", "Provenance", provenance(content)),
     ]

@@ -114,6 +114,11 @@ nav a:hover, nav a:focus-visible { text-decoration: underline; }
   width: 4.2rem;
 }
 .plot .end.held { color: var(--accent); font-weight: 650; }
+.plot .limit { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 2 5; }
+.plot .channels { stroke: var(--soft); stroke-width: 3; }
+.plot .outliers { stroke: var(--accent); stroke-width: 8; }
+.plot .out { transform: translate(.5rem, -50%); color: var(--accent); font-weight: 650; }
+.plot .out.left { transform: translate(calc(-100% - .5rem), -50%); }
 
 /* tables */
 .scroll { overflow-x: auto; margin: 1.1rem 0; }
@@ -151,6 +156,7 @@ th small, td small { display: block; white-space: nowrap; line-height: 1.25; }
   display: grid; grid-template-columns: repeat(auto-fill, minmax(312px, 1fr)); gap: 1.1rem;
   margin-top: 1.4rem;
 }
+.cards + p { margin-top: 1.8rem; }
 .card { border: 1px solid var(--line); border-radius: 10px; padding: .9rem 1rem 1rem; min-width: 0; }
 .card header {
   display: flex; justify-content: space-between; gap: .6rem; font-size: .8125rem; color: var(--soft);
@@ -189,6 +195,8 @@ img.small { image-rendering: pixelated; }
 .answers figcaption b { display: block; font-weight: 650; }
 .wrong figcaption span { color: var(--soft); }
 .said { font: italic .9375rem/1.4 var(--serif); margin: .8rem 0 0; overflow-wrap: anywhere; }
+.answered { display: grid; grid-template-columns: 5.5rem minmax(0, 1fr); gap: 0 .9rem; align-items: start; }
+.answered .said { margin: 0; }
 .said small { font: .75rem var(--sans); display: block; }
 details { margin-top: .55rem; }
 summary { cursor: pointer; color: var(--accent); font-size: .9375rem; }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import json
@@ -14,23 +15,28 @@ import numpy as np
 from PIL import Image
 
 from thinkdiff.schemas.aligner import AlignerCheckpoint, AlignerSpec
-from thinkdiff.schemas.artifact import Model, Parent, Provenance, content_digest
+from thinkdiff.schemas.artifact import FileEntry, Model, Parent, Provenance, content_digest
 from thinkdiff.schemas.captions import CaptionSet
 from thinkdiff.schemas.cobsat import CobsatPrompts, Family
-from thinkdiff.schemas.features import FeatureSet, FeatureSpec
+from thinkdiff.schemas.features import STATISTICS, FeatureSet, FeatureSpec
 from thinkdiff.schemas.images import ImageSet
 from thinkdiff.schemas.media import MediaSet, MediaSpec
 from thinkdiff.schemas.scores import Scorecard, ScoreSpec
+from thinkdiff.storage.caption_sample import SampledCaption
+from thinkdiff.storage.feature_store import FeatureRow, FeatureWriter
+from thinkdiff.storage.image_parts import ImageParts, Spool
 from thinkdiff.storage.media_files import MediaWriter
 from thinkdiff.storage.records import write_record
 from thinkdiff.storage.root import Folder
 from thinkdiff.storage.score_tables import PROMPTS, VERDICTS, AskedPrompt, Verdict, write_rows
 from thinkdiff.tasks.cobsat import pictures, prompts, true_caption
+from thinkdiff.tasks.feature_statistics import measure
 from thinkdiff.tasks.score_cobsat import count
 
 METHODS = ("aligned", "text_bridge", "true_caption")
 ODDS = {"aligned": 0.7, "text_bridge": 0.85, "true_caption": 0.97}
 HOSTILE = "</p><script>alert('x')</script><img src=https://evil.example/x onerror=alert(1)>"
+KEYS = tuple(sorted(hashlib.sha256(bytes([i])).hexdigest()[:32] for i in range(10)))
 THINGS = ("circle", "square", "star", "ring", "moon", "<b>heart")
 ASKED = CobsatPrompts(
     families=tuple(
@@ -77,6 +83,35 @@ def png(seed: str, size: int = 8) -> bytes:
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "PNG")
     return data.getvalue()
+
+
+def make_images(folder: Folder) -> list[FileEntry]:
+    """A picture for each of KEYS but the last."""
+    parts, spool = ImageParts(folder, len(KEYS), len(KEYS)), Spool()
+    for place, key in enumerate(KEYS[:-1]):
+        spool.hold(place, png(key), 8, 8, "png")
+    captions = [SampledCaption(key, "cc3m", f"http://x/{key}", "words") for key in KEYS]
+    parts.commit(0, captions, spool, {len(KEYS) - 1: "HTTP <404>"})
+    spool.close()
+    return list(parts.files()[0])
+
+
+def make_features(folder: Folder) -> list[FileEntry]:
+    """A row for each of KEYS, channel 3 ten times as large as the others, and the statistics."""
+    writer = FeatureWriter(folder, rows=len(KEYS), tokens=2, width=5, dtype="float32", shard_size=4)
+    writer.prepare()
+    for shard in range(writer.shards):
+        rows = [
+            FeatureRow(KEYS[i], f"ask {i}?", (1, 2), 1, f"answer {i} {HOSTILE}", np.full((2, 5), i + 1, np.float32))
+            for i in writer.span(shard)
+        ]
+        for row in rows:
+            row.features[:, 3] *= 10
+        writer.commit(shard, rows)
+    files = writer.files()
+    found = measure(writer.reader(files), ended=len(KEYS), tokens=2 * len(KEYS))
+    entry = folder.write(STATISTICS, found.model_dump_json().encode())
+    return [*files, entry.model_copy(update={"content": False})]
 
 
 def make_media(root: Path, number: int, queries: FeatureSet, methods=METHODS) -> MediaSet:
@@ -135,11 +170,14 @@ def build(root: Path) -> tuple[dict[str, Any], dict[str, Scorecard]]:
     judged = {"malformed": {"cc3m: not UTF-8": 21}, "filtered": {"too few words": 17}, "caption_words": {"1-8": 299}}
     captions = artifact(CaptionSet, root, "sample_captions", 1, counts=counted, stats=judged)
     images = artifact(
-        ImageSet, root, "fetch_images", 2, parents={"captions": captions}, counts={"images": 299, "failed": 1},
-        stats={"reasons": {"HTTP <404>": 1}},
+        ImageSet, root, "fetch_images", 2, make_images(stage_folder(root, "fetch_images", 2)), None,
+        {"captions": captions}, {"images": 299, "failed": 1}, {"reasons": {"HTTP <404>": 1}},
     )  # fmt: skip
     vlm = Model(name="some/vlm")
-    features = artifact(FeatureSet, root, "extract_features", 3, spec=FeatureSpec(vlm=vlm).model_dump(mode="json"))
+    features = artifact(
+        FeatureSet, root, "extract_features", 3, make_features(stage_folder(root, "extract_features", 3)),
+        FeatureSpec(vlm=vlm).model_dump(mode="json"),
+    )  # fmt: skip
     queries = artifact(
         FeatureSet, root, "extract_features", 4, spec=FeatureSpec(vlm=vlm, prompts=ASKED).model_dump(mode="json")
     )

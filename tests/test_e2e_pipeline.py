@@ -65,8 +65,10 @@ def test_e2e_missing_shard_is_extracted_again_alone(copy, world):
     record = json.loads((uri / "artifact.json").read_text())
     shard = next(entry["path"] for entry in record["files"] if entry["path"].startswith("features/c/1/"))
     (uri / shard).unlink()
+    measured = (uri / "statistics.json").read_bytes()
     again = small_run(root, world)
     assert states(again)["extract_features"] == "Completed"
+    assert (uri / "statistics.json").read_bytes() == measured
     assert "kept 2 shards" in json.loads((uri / "artifact.json").read_text())["provenance"]["note"]
 
 

@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from report_artifacts import ASKED, HOSTILE, METHODS, Parsed, artifact, build, png, stage_folder
+from report_artifacts import ASKED, HOSTILE, KEYS, METHODS, Parsed, artifact, build, png, stage_folder
 
 from thinkdiff.schemas.aligner import AlignerCheckpoint, AlignerSpec
 from thinkdiff.schemas.artifact import Execution, Model
+from thinkdiff.schemas.features import STATISTICS
 from thinkdiff.schemas.report import ReportSpec
 from thinkdiff.storage.lease import Lease
 from thinkdiff.storage.media_files import MediaReader
@@ -30,7 +31,7 @@ from thinkdiff.tasks.report_examples import choose, inline
 from thinkdiff.tasks.report_numbers import T_975, Condition, differences, mean_interval, reading
 from thinkdiff.tasks.step import Made, Work
 
-SECTIONS = ["accuracy", "pictures", "tasks", "training", "data", "ablations", "provenance"]
+SECTIONS = ["accuracy", "pictures", "tasks", "training", "data", "features", "ablations", "provenance"]
 
 
 @pytest.fixture(scope="module")
@@ -105,15 +106,40 @@ def test_report_headline_and_held_out_pairs_equal_the_scores(built, parsed):
 def test_report_pictures_and_verdicts_are_those_of_the_artifacts(built, html, parsed):
     media, scores = built[1]["media"], built[1]["scores"]
     verdicts = {(v.method, v.name): v.right for v in read_verdicts(scores)}
-    names = [attrs["data-prompt"] for tag, attrs in parsed.tags if tag == "article"]
+    names = [attrs["data-prompt"] for _, attrs in parsed.tags if "data-prompt" in attrs]
     assert len(names) == 20
     assert len({name.rsplit("/", 1)[0] for name in names}) == 20  # ten tasks at 2 and 4 shots, one each
-    for name, card in zip(names, html.split("<article")[1:], strict=True):
+    for name, card in zip(names, html.split("<article")[1 : len(names) + 1], strict=True):
         answers = card.split('class="answers"')[1]
         marks = [part.split('"')[0] == "right" for part in answers.split('<figure class="')[1:]]
         assert marks == [verdicts[method, name] for method in METHODS]
         drawn = [base64.b64decode(part.split('"')[0]) for part in answers.split("data:image/png;base64,")[1:]]
         assert drawn == [MediaReader(media).read(method, str(name)) for method in METHODS]
+
+
+def test_report_shows_the_first_training_pictures_with_the_vlms_words(built, html, parsed):
+    assert [attrs["data-row"] for _, attrs in parsed.tags if "data-row" in attrs] == list(KEYS)
+    section = html.split('<section id="features">')[1].split("</section>")[0]
+    for place, (key, article) in enumerate(zip(KEYS, section.split("<article")[1:], strict=True)):
+        drawn = [base64.b64decode(part.split('"')[0]) for part in article.split("data:image/png;base64,")[1:]]
+        assert drawn == ([] if key == KEYS[-1] else [png(key)])
+        assert f"ask {place}?" in article
+        assert f"answer {place} &lt;/p&gt;" in article
+    page = Parsed(render(built, {}, 6, answers=3))
+    assert [attrs["data-row"] for _, attrs in page.tags if "data-row" in attrs] == list(KEYS[:3])
+
+
+def test_report_shows_the_statistics_of_the_features(built, parsed):
+    assert "10 rows of 2.0 tokens; the VLM ended 100.0% of them itself" in parsed.text
+    assert parsed.table("Median")["Generated tokens"] == ["2"] * 6
+    label = next(attrs["aria-label"] for _, attrs in parsed.tags if "channels" in (attrs.get("aria-label") or ""))
+    assert label == "Root mean square of 5 channels; outliers: 3"
+    assert "1 of 5 exceed 6 times that: 3 (62)" in parsed.text
+    root, parents, _ = built
+    files = tuple(entry for entry in parents["features"].files if entry.path != STATISTICS)
+    older = parents["features"].model_copy(update={"files": files})
+    page = Parsed(render((root, parents | {"features": older}, {}), {}, 7))
+    assert "made before statistics were kept" in page.text
 
 
 def test_report_shows_a_strangers_text_as_text_and_runs_nothing(html, parsed):
@@ -138,7 +164,7 @@ def test_report_refers_to_nothing_outside(html, parsed):
 
 
 def test_report_curves_end_where_training_ended(parsed):
-    label = next(attrs["aria-label"] for tag, attrs in parsed.tags if attrs.get("class") == "plot")
+    label = next(attrs["aria-label"] for _, attrs in parsed.tags if attrs.get("class") == "plot")
     assert "200 steps" in label
     assert "validation ends at 0.875" in label
 
