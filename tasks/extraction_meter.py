@@ -2,7 +2,8 @@
 
 In: answers as they come, the engine's counters before and after. Out: figures of one worker, those of all together, a
 sentence. Tap, moving and writing are thread seconds of our own code: copying rows out of vLLM, carrying them between
-processes, and encoding, hashing and storing them; prefill and decode are wall seconds of vLLM's steps.
+processes, and encoding, hashing and storing them; prefill and decode are wall seconds of vLLM's steps, vision is the
+pictures' part of prefill. On a GPU, where vision is the device's time, their border is blurred.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from thinkdiff.tasks.qwen_chat import Generation
 
-KINDS = ("prefill", "decode", "tap", "moving", "writing")
+KINDS = ("vision", "prefill", "decode", "tap", "moving", "writing")
 
 
 class Meter:
@@ -46,7 +47,8 @@ class Meter:
         """The last answer has come."""
         used = {name: value - self._before.get(name, 0.0) for name, value in engine.items()}
         moving = used.get("moving_seconds", 0.0) + used.get("received_seconds", 0.0)
-        seconds = {kind: used.get(f"{kind}_seconds", 0.0) for kind in ("prefill", "decode", "tap")}
+        seconds = {kind: used.get(f"{kind}_seconds", 0.0) for kind in ("vision", "prefill", "decode", "tap")}
+        seconds["prefill"] = max(seconds["prefill"] - seconds["vision"], 0.0)
         self._found.update({**seconds, "moving": moving, "engine": time.perf_counter() - self._began})
 
     def figures(self) -> dict[str, float]:

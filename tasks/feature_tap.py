@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from thinkdiff.schemas.errors import EngineError
+from thinkdiff.tasks.vision_clock import VisionClock
 
 if TYPE_CHECKING:
     from vllm.v1.worker.gpu_worker import Worker
@@ -90,6 +91,7 @@ class FeatureTap(Worker):
         self._count = {"steps": 0, "rows": 0, "recomputed": 0, "preempted": 0}
         self._seconds = 0.0
         self._step = {"prefill_seconds": 0.0, "decode_seconds": 0.0}
+        self._vision = VisionClock(self.model_runner.get_model())
         self._reads_prompts = False
         self._step_began = 0.0
 
@@ -247,9 +249,17 @@ class FeatureTap(Worker):
 
         prefill_seconds and decode_seconds are wall time of steps that read prompts and of the others, as the worker
         sees it: where sampling runs behind (async scheduling on a GPU), a step's end is counted with a later one.
+        vision_seconds are those of pictures (`VisionClock`), on a CPU a part of prefill_seconds; vLLM's own warming up
+        counts.
         """
         held = {"live": len(self._live), "ended": len(self._ended), "free_slots": len(self._free)}
-        return {**self._count, **self._step, **held, "tap_seconds": self._seconds}
+        return {
+            **self._count,
+            **self._step,
+            **held,
+            "tap_seconds": self._seconds,
+            "vision_seconds": self._vision.seconds(),
+        }
 
 
 def to_host(rows: torch.Tensor) -> torch.Tensor:

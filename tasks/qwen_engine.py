@@ -206,8 +206,9 @@ class QwenEngine:
         """Counters since the start: rows copied and recomputed, preemptions, steps, and seconds.
 
         tap_seconds and moving_seconds: thread time of our own code in the child; received_seconds: here;
-        prefill_seconds and decode_seconds: wall time of steps that read prompts and of the others; cpu_seconds: the
-        child's processor time; generate_seconds: wall time of `generate`.
+        prefill_seconds and decode_seconds: wall time of steps that read prompts and of the others; vision_seconds:
+        what of the former goes to pictures; cpu_seconds: the child's processor time; generate_seconds: wall time of
+        `generate`.
         """
         return {**self._ask("statistics"), "received_seconds": self._wire.received_seconds + self._wire.sent_seconds}
 

@@ -71,6 +71,7 @@ def test_tokens_and_features_equal_transformers(
     expected = reference["stop"]
     with RUNNERS[runner](checkpoint, **COMMON, **FAST, **SETTINGS[setting]) as engine:
         assert engine.versions["model_runner"] == runner[:2]
+        before = engine.statistics()
         found = engine.generate(prompts(24))
         counts = engine.statistics()
         for policy in LONGER if setting == "plain" else ():
@@ -84,6 +85,8 @@ def test_tokens_and_features_equal_transformers(
     assert (counts["preempted"] > 0) == (setting == "starved")
     assert (counts["recomputed"] > 0) == (setting == "starved")
     assert counts["live"] == counts["ended"] == 0
+    used = {name: counts[name] - before[name] for name in ("vision_seconds", "prefill_seconds")}
+    assert 0 < used["vision_seconds"] < used["prefill_seconds"]
     tokens = sum(len(g.token_ids) for g in found)
     ended = sum(g.end_index is not None for g in found)
     assert 0 < ended < 24
