@@ -1,4 +1,4 @@
-"""What is said to a Qwen2-VL and what it answers: requests, answers and the chat around them, for both engines.
+"""What is said to a Qwen-VL and what it answers: requests, answers and the chat around them, for both engines.
 
 In:  a user turn of interleaved text and pictures. Out: the token ids of the whole chat by the model's own template,
      and pictures as PIL images. No model and no vLLM here; `qwen_engine` and `transformers_engine` compute.

@@ -1,6 +1,7 @@
-"""Qwen2-VL on stock vLLM in a child process: prompts in; generated tokens and their final-norm token features out.
+"""A Qwen-VL on stock vLLM in a child process: prompts in; generated tokens and their final-norm token features out.
 
 In:  a model (local folder or hub name), how to sample, and batches of `Request`s (text and pictures interleaved).
+     Qwen2-VL, Qwen2.5-VL or Qwen3-VL; sizes, template and limits of pictures are those of the model's own files.
 Out: one `Generation` per request, in request order. Row i of its `features` is the hidden state after the final norm
      that *predicts* generated token i, i.e. the state at absolute position prompt_length - 1 + i (the paper's token
      features; the state at the last generated token is never computed). See `qwen_chat` for the three classes.
@@ -279,7 +280,7 @@ def check_model(model_path: str | os.PathLike[str]) -> None:
     folder = Path(model_path)
     if not folder.is_dir():
         if folder.is_absolute() or os.fspath(model_path).startswith("."):
-            raise ModelError(f"model: found no folder {folder}, expected a Qwen2-VL checkpoint. Check the path.")
+            raise ModelError(f"model: found no folder {folder}, expected a Qwen-VL checkpoint. Check the path.")
         return
     wanted = {
         "config.json": ("config.json",),
@@ -295,7 +296,7 @@ def check_model(model_path: str | os.PathLike[str]) -> None:
         missing += [name for name in named if not (folder / name).is_file()]
     for name in missing:
         raise ModelError(
-            f"model folder {folder}: found no {name}, expected a whole Qwen2-VL checkpoint. A copy or download may "
+            f"model folder {folder}: found no {name}, expected a whole Qwen-VL checkpoint. A copy or download may "
             "have been cut short. Fetch or build the model again."
         )
     for weights in sorted(folder.glob("*.safetensors")):

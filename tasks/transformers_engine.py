@@ -35,7 +35,7 @@ from thinkdiff.tasks.qwen_engine import ComputeDtype, Device, check_model, prepa
 
 
 class TransformersEngine:
-    """Qwen2-VL in transformers; use as a context manager. Arguments and errors are those of `QwenEngine`."""
+    """A Qwen-VL in transformers; use as a context manager. Arguments and errors are those of `QwenEngine`."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class TransformersEngine:
 
         where: dict[str, Any] = {"revision": self.revision, "local_files_only": Path(self.model_path).is_dir()}
         self._processor: Any = transformers.AutoProcessor.from_pretrained(self.model_path, **where)
-        model = transformers.Qwen2VLForConditionalGeneration.from_pretrained(
+        model = transformers.AutoModelForImageTextToText.from_pretrained(
             self.model_path, dtype=getattr(torch, self.dtype), attn_implementation="sdpa", **where
         )
         if self.device == "auto":
@@ -133,7 +133,7 @@ class TransformersEngine:
         if ids.count(placeholder) != len(tokens):
             raise ModelError(
                 f"chat template of {self.model_path}: found {ids.count(placeholder)} picture placeholders for "
-                f"{len(tokens)} pictures, expected as many. Pictures would be lost. Use Qwen2-VL's own template."
+                f"{len(tokens)} pictures, expected as many. Pictures would be lost. Use the model's own template."
             )
         count = iter(tokens)
         whole = [token for i in ids for token in ([i] * next(count) if i == placeholder else [i])]

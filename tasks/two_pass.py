@@ -1,4 +1,4 @@
-"""Qwen2-VL's features by vLLM's public interface alone: one engine generates, a second one embeds what was said.
+"""A Qwen-VL's features by vLLM's public interface alone: one engine generates, a second one embeds what was said.
 
 In the child process of `qwen_engine`, in place of the tap. Slower and twice the memory, as the model is loaded twice
 and every answer is read again; it is for versions of vLLM whose inner names the tap does not know. The embedding

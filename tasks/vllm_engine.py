@@ -1,4 +1,4 @@
-"""Qwen2-VL in vLLM, in this process: prompts in; generated tokens and their final-norm states out.
+"""A Qwen-VL in vLLM, in this process: prompts in; generated tokens and their final-norm states out.
 
 In: `EngineOptions`, then batches of `Request`s. Out: `Generation`s. Here the states come from the feature tap
 (`feature_tap.py`); `two_pass.py` gets them in another way. `qwen_child.py` serves it to another process.

@@ -18,7 +18,7 @@ from thinkdiff.tasks.transformers_engine import TransformersEngine
 
 pytest.importorskip("vllm")
 prepare_torchvision()
-from tiny_models import make_tiny_qwen2_vl  # noqa: E402
+from tiny_models import Family, make_tiny_qwen_vl  # noqa: E402
 from tiny_requests import COMMON, FAST, SCARCE, TOLERANCE, T, assert_same, prompts  # noqa: E402
 
 V2_CHILD = str(Path(__file__).parent / "v2_child.py")
@@ -49,7 +49,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_qwen2_vl(tmp_path_factory.mktemp("tiny-qwen2-vl"))
+    return make_tiny_qwen_vl(tmp_path_factory.mktemp("tiny-qwen2-vl"))
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,11 @@ def reference(checkpoint: Path) -> dict[EndPolicy, list[Generation]]:
         answers: dict[EndPolicy, list[Generation]] = {"stop": engine.generate(prompts(24))}
         answers.update({policy: engine.generate(prompts(8), Sampling(0, 1, T, policy)) for policy in LONGER})
         return answers
+
+
+def assert_same_inputs(found: list[Generation], expected: list[Generation]) -> None:
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(np.asarray(a.input_features), np.asarray(b.input_features), rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
@@ -78,10 +83,7 @@ def test_tokens_and_features_equal_transformers(
             assert_same(engine.generate(prompts(8), Sampling(0, 1, T, policy)), reference[policy])
     assert_same(found, expected)
     if SETTINGS[setting]["features"] == BOTH:
-        for a, b in zip(found, expected, strict=True):
-            np.testing.assert_allclose(
-                np.asarray(a.input_features), np.asarray(b.input_features), rtol=0, atol=TOLERANCE
-            )
+        assert_same_inputs(found, expected)
     assert (counts["preempted"] > 0) == (setting == "starved")
     assert (counts["recomputed"] > 0) == (setting == "starved")
     assert counts["live"] == counts["ended"] == 0
@@ -92,6 +94,20 @@ def test_tokens_and_features_equal_transformers(
     assert 0 < ended < 24
     extra = counts["rows"] - counts["recomputed"] - tokens  # async scheduling runs one position beyond an end token
     assert extra == (ended if runner == "V2 async" else 0)
+
+
+@pytest.mark.parametrize(
+    ("family", "runner"), [("qwen2_5_vl", "V1"), ("qwen3_vl", "V1"), ("qwen3_vl", "V2 async")], ids=str
+)
+def test_later_families_tokens_and_features_equal_transformers(tmp_path: Path, family: Family, runner: str):
+    model = make_tiny_qwen_vl(tmp_path, family, seed=4)
+    with TransformersEngine(model, **COMMON, features=BOTH) as engine:
+        expected = engine.generate(prompts(10))
+    with RUNNERS[runner](model, **COMMON, **FAST, features=BOTH) as engine:
+        found = engine.generate(prompts(10))
+    assert 0 < sum(g.end_index is not None for g in expected) < 10
+    assert_same(found, expected)
+    assert_same_inputs(found, expected)
 
 
 def test_vllm_of_other_internals_is_refused_and_the_two_passes_offered():

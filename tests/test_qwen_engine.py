@@ -22,13 +22,13 @@ from thinkdiff.tasks.transformers_engine import TransformersEngine
 
 pytest.importorskip("vllm")
 prepare_torchvision()
-from tiny_models import make_tiny_qwen2_vl, random_image  # noqa: E402
+from tiny_models import make_tiny_qwen_vl, random_image  # noqa: E402
 from tiny_requests import COMMON, FAST, SAMPLED, SCARCE, TOLERANCE, T, assert_same, prompts  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_qwen2_vl(tmp_path_factory.mktemp("tiny-qwen2-vl"))
+    return make_tiny_qwen_vl(tmp_path_factory.mktemp("tiny-qwen2-vl"))
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Random tiny Qwen2-VL checkpoints for tests: the real architecture, a real tokenizer and image processor, no training.
+"""Random tiny Qwen-VL checkpoints for tests: the real architectures, a real tokenizer and image processor, no training.
 
 32x32 images become 16 patches of 8x8 and, merged 2x2, 4 image tokens. Hidden states have a standard deviation near 1
 and the logits enough spread for greedy decoding to be stable, so that two engines can be compared number by number.
@@ -7,10 +7,11 @@ and the logits enough spread for greedy decoding to be stable, so that two engin
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 SIDE = 32
 SPECIAL = [
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
@@ -55,49 +56,54 @@ def _byte_pairs() -> tuple[dict[str, int], Any]:
     return vocab, merges
 
 
-def make_tiny_qwen2_vl(folder: Path, *, hidden: int = 128, layers: int = 3, seed: int = 0) -> Path:
-    """Write a random Qwen2-VL checkpoint (float32, about 0.9M parameters) with tokenizer and processor to `folder`."""
-    from transformers import (
-        GenerationConfig,
-        Qwen2Tokenizer,
-        Qwen2VLConfig,
-        Qwen2VLForConditionalGeneration,
-        Qwen2VLImageProcessor,
-        Qwen2VLProcessor,
-        Qwen2VLVideoProcessor,
-    )
+def make_tiny_qwen_vl(
+    folder: Path, family: Family = "qwen2_vl", *, hidden: int = 128, layers: int = 3, seed: int = 0
+) -> Path:
+    """Write a random checkpoint (float32, about 0.9M parameters) with tokenizer and processor to `folder`."""
+    import transformers
 
     vocab, merges = _byte_pairs()
-    tokenizer = Qwen2Tokenizer(
+    tokenizer = transformers.Qwen2Tokenizer(
         vocab=vocab, merges=merges, eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token="<|endoftext|>",
         extra_special_tokens=SPECIAL[1:], model_max_length=2048,
     )  # fmt: skip
-    config = Qwen2VLConfig(
-        text_config=dict(
-            vocab_size=len(vocab), hidden_size=hidden, intermediate_size=320, num_hidden_layers=layers,
-            num_attention_heads=hidden // 32, num_key_value_heads=hidden // 64, max_position_embeddings=2048,
-            rms_norm_eps=1e-6, bos_token_id=vocab["<|endoftext|>"], eos_token_id=vocab["<|im_end|>"],
-            pad_token_id=vocab["<|endoftext|>"], tie_word_embeddings=False,
-            rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]},
-        ),
-        vision_config=dict(
-            depth=3, embed_dim=64, num_heads=2, hidden_size=hidden, mlp_ratio=4, patch_size=8, spatial_merge_size=2,
-            temporal_patch_size=2, in_channels=3,
-        ),
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
+    text: dict[str, Any] = dict(
+        vocab_size=len(vocab), hidden_size=hidden, intermediate_size=320, num_hidden_layers=layers,
+        num_attention_heads=hidden // 32, num_key_value_heads=hidden // 64, max_position_embeddings=2048,
+        rms_norm_eps=1e-6, bos_token_id=vocab["<|endoftext|>"], eos_token_id=vocab["<|im_end|>"],
+        pad_token_id=vocab["<|endoftext|>"], tie_word_embeddings=False, rope_parameters=rope,
+    )  # fmt: skip
+    vision: dict[str, Any] = dict(
+        depth=3, num_heads=2, patch_size=8, spatial_merge_size=2, temporal_patch_size=2, in_channels=3
+    )
+    if family == "qwen2_vl":
+        vision |= dict(embed_dim=64, hidden_size=hidden, mlp_ratio=4)
+    else:
+        vision |= dict(hidden_size=64, out_hidden_size=hidden, intermediate_size=128)
+    if family == "qwen2_5_vl":  # windows of 2x2 image tokens, but for the last layer
+        vision |= dict(window_size=32, fullatt_block_indexes=[2])
+    if family == "qwen3_vl":
+        vision |= dict(num_position_embeddings=64, deepstack_visual_indexes=[0, 1])
+        text |= dict(head_dim=32, rope_parameters=rope | {"mrope_section": [6, 5, 5], "mrope_interleaved": True})
+    config = transformers.AutoConfig.for_model(
+        family, text_config=text, vision_config=vision, tie_word_embeddings=False,
         image_token_id=vocab["<|image_pad|>"], video_token_id=vocab["<|video_pad|>"],
         vision_start_token_id=vocab["<|vision_start|>"], vision_end_token_id=vocab["<|vision_end|>"],
-        tie_word_embeddings=False,
     )  # fmt: skip
-    model = Qwen2VLForConditionalGeneration(config)
+    model: Any = transformers.AutoModelForImageTextToText.from_config(config)
     _draw_weights(model, seed)
     model.lm_head.weight.data[vocab["<|im_end|>"]] *= 1.25  # so that some answers end early
     ends = [vocab["<|im_end|>"], vocab["<|endoftext|>"]]
-    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=ends[1])
+    model.generation_config = transformers.GenerationConfig(eos_token_id=ends, pad_token_id=ends[1])
     model.save_pretrained(folder)
-    pixels = SIDE * SIDE
-    images = Qwen2VLImageProcessor(min_pixels=pixels, max_pixels=4 * pixels, patch_size=8)
-    videos = Qwen2VLVideoProcessor(min_pixels=pixels, max_pixels=4 * pixels, patch_size=8)
-    Qwen2VLProcessor(images, tokenizer, videos, chat_template=TEMPLATE).save_pretrained(folder)
+    pixels: dict[str, Any] = {"min_pixels": SIDE * SIDE, "max_pixels": 4 * SIDE * SIDE, "patch_size": 8}
+    images = transformers.Qwen2VLImageProcessor(**pixels)
+    sizes: dict[str, Any] = {"size": {"shortest_edge": SIDE * SIDE, "longest_edge": 4 * SIDE * SIDE}, "patch_size": 8}
+    new = family == "qwen3_vl"
+    videos = transformers.Qwen3VLVideoProcessor(**sizes) if new else transformers.Qwen2VLVideoProcessor(**pixels)
+    processor = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}[family] + "Processor"
+    getattr(transformers, processor)(images, tokenizer, videos, chat_template=TEMPLATE).save_pretrained(folder)
     return folder
 
 

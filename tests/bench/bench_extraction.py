@@ -149,9 +149,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model: Any = args.model
         if model == "random-20m":
-            from tiny_models import make_tiny_qwen2_vl
+            from tiny_models import make_tiny_qwen_vl
 
-            model = str(make_tiny_qwen2_vl(Path(folder), hidden=512, layers=16))
+            model = str(make_tiny_qwen_vl(Path(folder), hidden=512, layers=16))
         print(
             json.dumps({name: round(value, 4) for name, value in accounted(model, sampling, args).items()}), flush=True
         )

@@ -76,9 +76,9 @@ def main() -> None:
         model = args.model
         if model is None:
             prepare_torchvision()
-            from tiny_models import make_tiny_qwen2_vl
+            from tiny_models import make_tiny_qwen_vl
 
-            model = str(make_tiny_qwen2_vl(Path(folder)))
+            model = str(make_tiny_qwen_vl(Path(folder)))
         print(json.dumps(vars(args) | {"model": model} | measure(args, model)))
 
 
