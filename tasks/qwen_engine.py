@@ -171,7 +171,9 @@ class QwenEngine:
         return self._about["versions"]
 
     def generate(self, requests: Sequence[Request], sampling: Sampling | None = None) -> list[Generation]:
-        """Answer a batch. It is decoded together; its composition changes results by rounding only.
+        """Answer a batch. It is decoded together; its composition changes results by rounding only, and so an id where
+        two tokens are nearly as likely. Measured on a CPU: none in float32; in bfloat16 some, of requests alone or with
+        prompts in chunks (tests/bench/RESULTS.md).
 
         `sampling` is for this batch instead of the engine's own; its max_tokens may not be larger. Raises
         InputError for a request that is refused (the engine stays usable), EngineError when the child died.
