@@ -39,10 +39,14 @@ class Frozen(BaseModel):
 
 
 class Spec(Frozen):
-    """The identity of a stage's result. Subclasses name their stage and the version of its code."""
+    """The identity of a stage's result. Subclasses name their stage and the version of its code.
+
+    `later` names fields that came after results were made, with the value these have: at it, the fingerprint is theirs.
+    """
 
     stage: ClassVar[Stage]
     version: ClassVar[int] = 1
+    later: ClassVar[Mapping[str, Any]] = {}
 
     def but(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again (`model_copy` does not validate).
@@ -246,7 +250,9 @@ def sha256_json(value: Any) -> str:
 def fingerprint(spec: Spec, parents: Mapping[str, Artifact]) -> str:
     """The identity of a result: stage, version of its code, spec and the parents' content digests. 32 hex digits."""
     digests = {role: parent.digest for role, parent in parents.items()}
-    return sha256_json([spec.stage, spec.version, spec, digests])[:32]
+    values = {name: getattr(spec, name) for name in type(spec).model_fields}
+    told = {name: value for name, value in values.items() if name not in spec.later or value != spec.later[name]}
+    return sha256_json([spec.stage, spec.version, told, digests])[:32]
 
 
 def content_digest(files: tuple[FileEntry, ...]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -30,6 +31,7 @@ PAPER_PROMPTS = (
 )
 EndPolicy = Literal["stop", "run_on", "forced"]
 TokenKind = Literal["generated", "input"]
+Codec = Literal["none", "zstd", "int8", "fp8"]
 STATISTICS = "statistics.json"
 OUTLIER = 6.0  # times the median channel's root mean square, above which a channel is an outlier
 
@@ -46,6 +48,7 @@ class FeatureSpec(Spec):
 
     stage: ClassVar[Stage] = "extract_features"
     version: ClassVar[int] = 3
+    later: ClassVar[Mapping[str, Any]] = {"codec": "none"}
     vlm: Model
     prompts: Annotated[CaptionPrompts | CobsatPrompts, Field(discriminator="kind")] = CaptionPrompts()
     max_tokens: int = Field(default=64, ge=1, description="T, generated tokens per request at most")
@@ -63,7 +66,11 @@ class FeatureSpec(Spec):
         default=0, ge=0, description="rows kept of the prompt; 0 unless input tokens are kept"
     )
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="type of the stored features")
+    dtype: Literal["float32", "bfloat16"] = Field(default="bfloat16", description="type of the features")
+    codec: Codec = Field(
+        default="none",
+        description="how they are stored; zstd loses nothing, int8 and fp8 take a byte each and a scale per token",
+    )
     shard_size: int = Field(default=256, ge=1, description="requests per shard: the unit of commit and of resume")
 
 

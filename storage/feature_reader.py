@@ -24,8 +24,10 @@ from thinkdiff.storage.feature_rows import FeatureRow, must_differ, numbers, pad
 from thinkdiff.storage.feature_shards import (
     ARRAYS,
     Layout,
+    Spans,
     decode_index,
     decode_row,
+    decode_shard,
     finite,
     read_layout,
     shard_name,
@@ -83,7 +85,7 @@ class FeatureReader:
                 self._entry(name)
         self._table_names = tables
         self._tables: dict[int, pa.Table] = {}
-        self._offsets: dict[tuple[TokenKind, int], list[int]] = {}
+        self._spans: dict[tuple[TokenKind, int], Spans] = {}
 
     def __len__(self) -> int:
         return self._layout.rows
@@ -194,27 +196,26 @@ class FeatureReader:
         """Row number -> (T, D), for sorted row numbers."""
         layout = self.layouts[kind]
         self._read_indices(kind, {index // layout.shard_size for index in wanted})
-        runs: list[tuple[str, int, int, list[int]]] = []
+        runs: list[tuple[str, int, int, list[tuple[int, int, int]]]] = []
         for index in wanted:
             shard, place = divmod(index, layout.shard_size)
-            name, start = shard_name(kind, shard), self._offsets[kind, shard][place]
-            end = start + layout.chunk_bytes
-            if runs and runs[-1][:1] == (name,) and runs[-1][2] == start and end - runs[-1][1] <= MAX_RUN:
-                runs[-1] = (name, runs[-1][1], end, [*runs[-1][3], index])
+            name, (start, end) = shard_name(kind, shard), self._spans[kind, shard][place].tolist()
+            if runs and runs[-1][0] == name and runs[-1][2] == start and end - runs[-1][1] <= MAX_RUN:
+                runs[-1] = (name, runs[-1][1], end, [*runs[-1][3], (index, start, end)])
             else:
-                runs.append((name, start, end, [index]))
+                runs.append((name, start, end, [(index, start, end)]))
         found: dict[int, npt.NDArray[Any]] = {}
         data = self.folder.read_ranges([run[:3] for run in runs])
-        for (name, _, _, members), run_bytes in zip(runs, data, strict=True):
+        for (name, first, _, members), run_bytes in zip(runs, data, strict=True):
             view = memoryview(run_bytes)
-            for place, index in enumerate(members):
-                chunk = view[place * layout.chunk_bytes : (place + 1) * layout.chunk_bytes]
+            for index, start, end in members:
+                chunk = view[start - first : end - first]
                 found[index] = decode_row(chunk, layout, index, f"{self.folder.uri}/{name}")
         return found
 
     def _read_indices(self, kind: TokenKind, shards: set[int]) -> None:
         layout = self.layouts[kind]
-        lacking = sorted(shard for shard in shards if (kind, shard) not in self._offsets)
+        lacking = sorted(shard for shard in shards if (kind, shard) not in self._spans)
         sizes = [self._entry(shard_name(kind, shard)).size for shard in lacking]
         ranges = [
             (shard_name(kind, shard), max(size - layout.index_bytes, 0), size)
@@ -222,18 +223,15 @@ class FeatureReader:
         ]
         for shard, size, data in zip(lacking, sizes, self.folder.read_ranges(ranges), strict=True):
             where = f"{self.folder.uri}/{shard_name(kind, shard)}"
-            self._offsets[kind, shard] = decode_index(data, layout, shard, size, where)
+            self._spans[kind, shard] = decode_index(data, layout, shard, size, where)
 
     def _whole(self, kind: TokenKind, shard: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         """All rows of a shard (R, T, D), read at once and checked by sha256."""
         layout, name = self.layouts[kind], shard_name(kind, shard)
-        data, where = memoryview(self._bytes(name)), f"{self.folder.uri}/{name}"
-        offsets = decode_index(data[-layout.index_bytes :].tobytes(), layout, shard, len(data), where)
         if out is None:
-            out = np.empty((len(offsets), layout.tokens, layout.width), layout.native)
-        for place, start in enumerate(offsets):
-            row = layout.span(shard)[place]
-            out[place] = decode_row(data[start : start + layout.chunk_bytes], layout, row, where)
+            out = np.empty((len(layout.span(shard)), layout.tokens, layout.width), layout.native)
+        for place, row in enumerate(decode_shard(self._bytes(name), layout, shard, f"{self.folder.uri}/{name}")):
+            out[place] = row
         return out
 
     def _table(self, shard: int) -> pa.Table:

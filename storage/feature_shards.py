@@ -1,9 +1,9 @@
 """One array of features as Zarr v3 metadata and shard objects: the bytes, not the files.
 
-A shard object is what zarr's `sharding_indexed` codec writes: the rows one after the other, each its little-endian
-numbers and their crc32c; then (offset, bytes) of every row as uint64, all ones for a row that is not there; then the
-crc32c of that index. The encoder's bytes are those of zarr-python, at some twenty times its speed. The reader asks
-for single rows, which zarr-python does slowly (zarr-python#3829), and never takes a missing row for zeros.
+A shard object is what zarr's `sharding_indexed` codec writes: the rows one after the other, each its bytes (see
+`feature_codecs.py`) and their crc32c; then (offset, bytes) of every row as uint64, all ones for a row that is not
+there; then the crc32c of that index. The encoder's bytes are those of zarr-python, at some twenty times its speed. The
+reader asks for single rows, which zarr-python does slowly (zarr-python#3829), and never takes a missing row for zeros.
 
 Shapes: N rows, T tokens, D channels, S rows per shard.
 """
@@ -11,8 +11,9 @@ Shapes: N rows, T tokens, D channels, S rows per shard.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import google_crc32c
 import ml_dtypes
@@ -20,10 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from thinkdiff.schemas.errors import StoreError
-from thinkdiff.schemas.features import TokenKind
+from thinkdiff.schemas.features import Codec, TokenKind
+from thinkdiff.storage.feature_codecs import LEVEL, QUANTISERS, SCALE, pack, unpack
 
 StoredType = Literal["float32", "bfloat16"]
-Bytes = npt.NDArray[np.uint8]
+Spans = npt.NDArray[np.int64]
 NATIVE: dict[StoredType, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -33,7 +35,10 @@ AXES: dict[TokenKind, str] = {"generated": "token", "input": "input_token"}  # x
 MISSING = np.uint64(2**64 - 1)
 CRC = 4
 PIECE = 1 << 17
-CHECKED: list[dict[str, Any]] = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+LITTLE: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
+ZSTD: dict[str, Any] = {"name": "zstd", "configuration": {"level": LEVEL, "checksum": False}}
+CRC32C: dict[str, Any] = {"name": "crc32c"}
+SCALED = "a token is its codes, then its scale, a little-endian float32; number = code * scale"
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Layout:
     dtype: StoredType
     shard_size: int
     axis: str = AXES["generated"]  # the name of the second dimension
+    codec: Codec = "none"
 
     def __post_init__(self) -> None:
         numbers = (self.rows, self.tokens, self.width, self.shard_size)
@@ -65,9 +71,13 @@ class Layout:
         return -(-self.rows // self.shard_size)
 
     @property
-    def chunk_bytes(self) -> int:
-        """Bytes of one row in a shard, its checksum included."""
-        return self.tokens * self.width * self.native.itemsize + CRC
+    def chunk_bytes(self) -> tuple[int, int]:
+        """Bytes of one row in a shard at least and at most, its checksum included."""
+        if self.codec in QUANTISERS:
+            size = self.tokens * (self.width + SCALE.itemsize)
+        else:
+            size = self.tokens * self.width * self.native.itemsize
+        return (CRC + 1, size + size // 256 + 64 + CRC) if self.codec == "zstd" else (size + CRC, size + CRC)
 
     @property
     def index_bytes(self) -> int:
@@ -80,22 +90,28 @@ class Layout:
 
     def metadata(self) -> dict[str, Any]:
         """The array's `zarr.json`, key by key what zarr-python writes."""
+        kind, fill, width, last = self.dtype, "NaN", self.width, "channel"
+        inner, attributes = [LITTLE, *([ZSTD] if self.codec == "zstd" else []), CRC32C], {}
+        if self.codec in QUANTISERS:
+            kind, fill = QUANTISERS[self.codec].zarr
+            width, last, inner = width + SCALE.itemsize, "code", [{"name": "bytes"}, CRC32C]
+            attributes = {"codec": self.codec, "dtype": self.dtype, "layout": SCALED}
         sharding = {
-            "chunk_shape": [1, self.tokens, self.width],
-            "codecs": CHECKED,
-            "index_codecs": CHECKED,
+            "chunk_shape": [1, self.tokens, width],
+            "codecs": inner,
+            "index_codecs": [LITTLE, CRC32C],
             "index_location": "end",
         }
-        grid = {"chunk_shape": [self.shard_size, self.tokens, self.width]}
+        grid = {"chunk_shape": [self.shard_size, self.tokens, width]}
         return {
-            "shape": [self.rows, self.tokens, self.width],
-            "data_type": self.dtype,
+            "shape": [self.rows, self.tokens, width],
+            "data_type": kind,
             "chunk_grid": {"name": "regular", "configuration": grid},
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-            "fill_value": "NaN",
+            "fill_value": fill,
             "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-            "attributes": {},
-            "dimension_names": ["row", self.axis, "channel"],
+            "attributes": attributes,
+            "dimension_names": ["row", self.axis, last],
             "zarr_format": 3,
             "node_type": "array",
             "storage_transformers": [],
@@ -128,11 +144,15 @@ def read_layout(data: bytes, where: str, kind: TokenKind = "generated") -> Layou
         found = json.loads(data)
         rows, tokens, width = (int(number) for number in found["shape"])
         shard_size = int(found["chunk_grid"]["configuration"]["chunk_shape"][0])
-        layout = Layout(rows, tokens, width, found["data_type"], shard_size, AXES[kind])
-        same = layout.metadata() == found
+        layouts = (
+            Layout(rows, tokens, width - SCALE.itemsize * (codec in QUANTISERS), dtype, shard_size, AXES[kind], codec)
+            for codec in get_args(Codec)
+            for dtype in NATIVE
+        )
+        layout = next((layout for layout in layouts if layout.metadata() == found), None)
     except (ValueError, LookupError, TypeError, RecursionError):
-        layout, same = None, False
-    if layout is None or not same:
+        layout = None
+    if layout is None:
         raise StoreError(
             f"{where}: found metadata of another layout, expected a sharded (N, T, D) array with crc32c. "
             "It was altered or written by other software; re-run extract_features with --refresh."
@@ -144,29 +164,26 @@ def encode_shard(block_RTD: npt.NDArray[Any], layout: Layout) -> memoryview:
     """The shard object of R <= S rows of the array's own type; the rows past R are marked missing."""
     assert block_RTD.dtype == layout.native, block_RTD.dtype
     assert block_RTD.shape[1:] == (layout.tokens, layout.width), block_RTD.shape
-    count, size = len(block_RTD), layout.chunk_bytes
-    rows = np.ascontiguousarray(block_RTD).reshape(count, -1).view(np.uint8)
-    out = np.empty(count * size + layout.index_bytes, np.uint8)
-    chunks = out[: count * size].reshape(count, size)
-    chunks[:, :-CRC] = rows
-    chunks[:, -CRC:] = checksums([google_crc32c.value(row) for row in rows])
+    rows = [pack(row_TD, layout.codec) for row_TD in block_RTD]
     index = np.full((layout.shard_size, 2), MISSING, "<u8")
-    index[:count, 0] = np.arange(count) * size
-    index[:count, 1] = size
-    out[count * size : -CRC] = index.view(np.uint8).reshape(-1)
-    out[-CRC:] = checksums([google_crc32c.value(index.tobytes())])[0]
+    sizes = index[: len(rows), 1] = np.array([len(row) + CRC for row in rows], "<u8")
+    ends = np.cumsum(sizes)
+    index[: len(rows), 0] = ends - sizes
+    pieces = (*rows, index.reshape(-1).view(np.uint8))
+    out = np.empty(sum(map(len, pieces)) + CRC * len(pieces), np.uint8)
+    start = 0
+    for piece in pieces:
+        end = start + len(piece)
+        out[start:end] = piece
+        out[end : end + CRC] = np.array([google_crc32c.value(piece)], "<u4").view(np.uint8)
+        start = end + CRC
     return out.data
 
 
-def checksums(values: list[int]) -> Bytes:
-    """Checksums as (R, 4) little-endian bytes."""
-    return np.array(values, "<u4").view(np.uint8).reshape(-1, CRC)
+def decode_index(data: bytes, layout: Layout, shard: int, object_bytes: int, where: str) -> Spans:
+    """Where every row of a shard starts and ends (R, 2), from the last `index_bytes` of an object of `object_bytes`.
 
-
-def decode_index(data: bytes, layout: Layout, shard: int, object_bytes: int, where: str) -> list[int]:
-    """The offset of every row of a shard, from the last `index_bytes` of an object of `object_bytes`.
-
-    Raises StoreError when the index is damaged, or lacks a row that the shard must hold.
+    Raises StoreError when the index is damaged, lacks a row that the shard must hold, or cannot be a writer's.
     """
     if len(data) != layout.index_bytes or stored_checksum(data) != google_crc32c.value(data[:-CRC]):
         raise damaged(where, "a shard index that fails its checksum")
@@ -174,19 +191,35 @@ def decode_index(data: bytes, layout: Layout, shard: int, object_bytes: int, whe
     missing = (index == MISSING).all(1)
     if missing.any():
         raise damaged(where, f"no data for row {layout.span(shard)[int(missing.argmax())]}")
-    room = object_bytes - layout.index_bytes - layout.chunk_bytes
-    if room < 0 or (index[:, 1] != layout.chunk_bytes).any() or (index[:, 0] > room).any():
+    least, most = layout.chunk_bytes
+    room = object_bytes - layout.index_bytes
+    if (index[:, 0] > room).any() or (index[:, 1] < least).any() or (index[:, 1] > most).any():
         raise damaged(where, "a shard index that points outside the shard")
-    return index[:, 0].tolist()
+    spans = np.cumsum(index, 1, dtype=np.int64)
+    ordered = spans[spans[:, 0].argsort()]
+    if ordered[-1, 1] > room or (ordered[1:, 0] < ordered[:-1, 1]).any():
+        raise damaged(where, "a shard index with rows in one another or outside the shard")
+    return spans
 
 
 def decode_row(chunk: memoryview, layout: Layout, row: int, where: str) -> npt.NDArray[Any]:
-    """One row (T, D) as a view of its bytes. Raises StoreError when they fail their checksum."""
+    """One row (T, D). Raises StoreError when its bytes fail their checksum, or are no row all the same."""
     # google_crc32c takes an array and no memoryview
     body = np.frombuffer(chunk[:-CRC], np.uint8)
     if stored_checksum(chunk) != google_crc32c.value(body):
         raise damaged(where, f"row {row} failing its checksum")
-    return body.view(layout.native).reshape(layout.tokens, layout.width)
+    try:
+        return unpack(body, layout.codec, (layout.tokens, layout.width), layout.native)
+    except ValueError as error:
+        raise damaged(where, f"row {row} that does not decompress to a row ({error})") from None
+
+
+def decode_shard(data: bytes, layout: Layout, shard: int, where: str) -> Iterator[npt.NDArray[Any]]:
+    """The rows (T, D) of a shard object, one after the other. Raises StoreError as the index and the rows do."""
+    view = memoryview(data)
+    spans = decode_index(data[-layout.index_bytes :], layout, shard, len(data), where)
+    for row, (start, end) in zip(layout.span(shard), spans.tolist(), strict=True):
+        yield decode_row(view[start:end], layout, row, where)
 
 
 def stored_checksum(data: bytes | memoryview) -> int:

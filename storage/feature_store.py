@@ -16,6 +16,7 @@ later to finish the commit. What attempts have left without a record is removed 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ import numpy.typing as npt
 
 from thinkdiff.schemas.artifact import FileEntry
 from thinkdiff.schemas.errors import StoreError
-from thinkdiff.schemas.features import FeatureSet, TokenKind
+from thinkdiff.schemas.features import Codec, FeatureSet, TokenKind
 from thinkdiff.storage.feature_reader import FeatureReader, LoadedFeatures
 from thinkdiff.storage.feature_rows import FeatureRow, must_differ, numbers, read_rows, rows_bytes, rows_name
 from thinkdiff.storage.feature_shards import (
@@ -31,8 +32,7 @@ from thinkdiff.storage.feature_shards import (
     AXES,
     Layout,
     StoredType,
-    decode_index,
-    decode_row,
+    decode_shard,
     encode_shard,
     finite,
     group_metadata,
@@ -68,11 +68,13 @@ class FeatureWriter:
         dtype: StoredType = "bfloat16",
         shard_size: int = 256,
         input_tokens: int = 0,
+        codec: Codec = "none",
     ) -> None:
         self.folder = folder
-        self.layouts: dict[TokenKind, Layout] = {"generated": Layout(rows, tokens, width, dtype, shard_size)}
+        layout = Layout(rows, tokens, width, dtype, shard_size, codec=codec)
+        self.layouts: dict[TokenKind, Layout] = {"generated": layout}
         if input_tokens:
-            self.layouts["input"] = Layout(rows, input_tokens, width, dtype, shard_size, AXES["input"])
+            self.layouts["input"] = replace(layout, tokens=input_tokens, axis=AXES["input"])
         self._log = PartLog(folder, COMMITS, Part)
 
     @property
@@ -152,9 +154,8 @@ class FeatureWriter:
         """The sha256 of the object that another writer has created, every row of it verified."""
         layout, name = self.layouts["generated"], shard_name("generated", shard)
         data, where = self.folder.read(name), f"{self.folder.uri}/{name}"
-        offsets = decode_index(data[-layout.index_bytes :], layout, shard, len(data), where)
-        for row, start in zip(layout.span(shard), offsets, strict=True):
-            decode_row(memoryview(data)[start : start + layout.chunk_bytes], layout, row, where)
+        for _ in decode_shard(data, layout, shard, where):
+            pass
         return sha256_hex(data)
 
     def _finish(self, shard: int, digest: str, size: int) -> Part:

@@ -99,6 +99,7 @@ class Extraction:
             tokens=self.spec.max_tokens,
             width=self.width,
             dtype=self.spec.dtype,
+            codec=self.spec.codec,
             shard_size=self.spec.shard_size,
             input_tokens=self.spec.max_input_tokens if "input" in self.spec.tokens else 0,
         )

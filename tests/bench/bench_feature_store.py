@@ -60,7 +60,7 @@ def cases(home: Path, options: argparse.Namespace) -> dict[str, tuple[float, Cal
         files = {name: os.open(artifact.path(name), os.O_RDONLY) for name in names}
         for pick in picks:
             shard, place = divmod(int(pick), options.shard)
-            os.pread(files[f"features/c/{shard}/0/0"], data, place * layout.chunk_bytes)
+            os.pread(files[f"features/c/{shard}/0/0"], data, place * layout.chunk_bytes[0])
         for file in files.values():
             os.close(file)
 
