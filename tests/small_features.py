@@ -6,7 +6,7 @@ import numpy as np
 import zarr
 from store_artifacts import artifact_of
 
-from thinkdiff.schemas.features import FeatureSet
+from thinkdiff.schemas.features import Codec, FeatureSet
 from thinkdiff.storage import bfloat16
 from thinkdiff.storage.feature_shards import NATIVE, StoredType
 from thinkdiff.storage.feature_store import FeatureRow, FeatureWriter
@@ -28,19 +28,23 @@ def row(index: int, inputs: bool = False, dtype: StoredType = "float32") -> Feat
 
 
 def writer_of(
-    folder: Folder, inputs: bool = False, dtype: StoredType = "float32", prepared: bool = True
+    folder: Folder,
+    inputs: bool = False,
+    dtype: StoredType = "float32",
+    prepared: bool = True,
+    codec: Codec = "none",
 ) -> FeatureWriter:
     writer = FeatureWriter(
         folder, rows=ROWS, tokens=TOKENS, width=WIDTH, dtype=dtype, shard_size=SHARD,
-        input_tokens=INPUTS if inputs else 0,
+        input_tokens=INPUTS if inputs else 0, codec=codec,
     )  # fmt: skip
     if prepared:
         writer.prepare()
     return writer
 
 
-def write(folder: Folder, inputs: bool = False, dtype: StoredType = "float32") -> FeatureSet:
-    writer = writer_of(folder, inputs, dtype)
+def write(folder: Folder, inputs: bool = False, dtype: StoredType = "float32", codec: Codec = "none") -> FeatureSet:
+    writer = writer_of(folder, inputs, dtype, codec=codec)
     for shard in reversed(range(writer.shards)):
         writer.commit(shard, [row(index, inputs, dtype) for index in writer.span(shard)])
     return artifact_of(FeatureSet, folder, writer.files())

@@ -6,10 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_run import small_arguments, small_run, states, thinkdiff
 
 from thinkdiff.schemas.artifact import STAGES
+from thinkdiff.storage.feature_store import FeatureStore
 
 
 @pytest.fixture
@@ -51,6 +53,22 @@ def test_e2e_changed_learning_rate_rebuilds_the_aligner_and_what_follows(copy, w
     assert [role for role, state in again.items() if state == "Cached"] == [
         "sample_captions", "fetch_images", "extract_features", "benchmark prompts"
     ]  # fmt: skip
+
+
+def test_e2e_aligner_is_trained_on_a_store_of_another_codec(copy, world):
+    root, result = copy
+    again = small_run(root, world, "--until", "train_aligner", features__codec="int8")
+    assert list(states(again).values()) == ["Cached", "Cached", "Completed", "Completed"]
+    plain, quantised = (
+        FeatureStore.open(line["uri"])
+        for run in (result, again)
+        for line in run["stages"]
+        if line["role"] == "extract_features"
+    )
+    assert (plain.layouts["generated"].codec, quantised.layouts["generated"].codec) == ("none", "int8")
+    assert quantised.keys == plain.keys
+    one, other = plain.load().features, quantised.load().features
+    assert 0 < np.abs(one - other).max() <= np.abs(one).max() / 127
 
 
 def test_e2e_refresh_of_one_stage_computes_it_again(copy, world):
