@@ -5,7 +5,7 @@
 
 A code is a whole number of -127 … 127, or a float8_e4m3fn. A token that is not there is all ones, bits whose scale is
 NaN, and so all of it. int8 is the closer one where no channel stands out: a step is 1/127 of the token's largest
-number, for small and large channels alike. fp8 keeps some 3 % of every number, however large its neighbours are.
+number, for small and large channels alike. fp8 is off by some 3 % of each number, however large its neighbours are.
 
 Shapes: T tokens, D channels.
 """
