@@ -104,6 +104,10 @@ class ImageParts:
         """The shards that are done, by number. Those that cannot be trusted are logged and forgotten."""
         return self._log.committed(self._complaint)
 
+    def find(self, shard: int) -> Part | None:
+        """The shard's part, if it is committed; for writers side by side, as it judges nobody's files."""
+        return self._log.find(shard)
+
     def done(self) -> int:
         """How many captions are committed, by the records' names alone."""
         numbers = [int(name[len(COMMITS) + 1 : -5]) for name in self.folder.sizes(COMMITS) if name.endswith(".json")]
@@ -127,8 +131,9 @@ class ImageParts:
         for place, row in enumerate(rows):
             if row.status == OK:
                 held[place] = self._held(name, row)
-        self._amended.commit(self._write(part.number, rows, held, reasons, f"{AMENDED}/"))
-        self._move(self._amended.committed()[part.number])
+        amended = self._write(part.number, rows, held, reasons, f"{AMENDED}/")
+        self._amended.commit(amended)
+        self._move(amended)
 
     def files(self) -> tuple[tuple[FileEntry, ...], Counter[str]]:
         """Writes the index of a finished set; the entries of all files, and how often each reason was given.

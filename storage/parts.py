@@ -100,20 +100,29 @@ class PartLog(Generic[P]):
         """The parts that can be trusted, by number; `deep` re-reads and re-hashes their files.
 
         A record that cannot be read, whose files are missing or of another size, or that `complaint` objects to, is
-        logged, kept in `rejected` as a phrase, and removed, so that the part is made again.
+        logged, kept in `rejected` as a phrase, and removed, so that the part is made again. The files are listed after
+        the records are read, so that none is rejected for what was written before it while this looks.
         """
-        sizes = self.folder.sizes()
         form = re.compile(rf"{re.escape(self.prefix)}/(\d{{{self.digits}}})\.json")
-        numbers = [int(found[1]) for name in sizes if (found := form.fullmatch(name))]
+        listed = {
+            int(match[1]): size
+            for name, size in self.folder.sizes(self.prefix).items()
+            if (match := form.fullmatch(name))
+        }
         with ThreadPoolExecutor(THREADS) as pool:
-            results = list(pool.map(lambda n: self._verify(n, sizes, complaint, deep), numbers))
-        parts: dict[int, P] = {}
-        for number, result in zip(numbers, results, strict=True):
-            if isinstance(result, str):
-                self.reject(number, result)
-            else:
-                parts[number] = result
-        return parts
+            read = dict(zip(listed, pool.map(self._read, listed, listed.values()), strict=True))
+            sizes = self.folder.sizes()
+            objections = dict(
+                zip(
+                    read,
+                    pool.map(lambda part: self._objection(part, sizes, complaint, deep), read.values()),
+                    strict=True,
+                )
+            )
+        for number, phrase in objections.items():
+            if phrase is not None:
+                self.reject(number, phrase)
+        return {n: part for n, part in read.items() if isinstance(part, Part) and objections[n] is None}
 
     def reject(self, number: int, found: str) -> None:
         """Forgets a part that cannot be trusted: says so and removes its record."""
@@ -123,28 +132,35 @@ class PartLog(Generic[P]):
         self.rejected[number] = found
         self.folder.delete(self.name(number))
 
-    def _verify(self, number: int, sizes: dict[str, int], complaint: Callable[[P], str | None], deep: bool) -> P | str:
+    def _read(self, number: int, size: int) -> P | str | None:
+        """The part of a record, a phrase for one that is none, or None for a record that is gone."""
         name = self.name(number)
-        if sizes[name] > MAX_RECORD:
-            return f"a record of {sizes[name]} bytes"
+        if size > MAX_RECORD:
+            return f"a record of {size} bytes"
         try:
             data = self.folder.read(name)
             part = self.kind.model_validate_json(data)
         except FileNotFoundError:
-            return "no record any more"
+            return None
         except ValidationError as error:
             return f"a record that cannot be read ({error.error_count()} complaints)"
         if part.number != number:
             return f"the record of part {part.number}"
+        self._entries[number] = FileEntry(path=name, size=len(data), sha256=sha256_hex(data))
+        return part
+
+    def _objection(
+        self, part: P | str | None, sizes: Mapping[str, int], complaint: Callable[[P], str | None], deep: bool
+    ) -> str | None:
+        """What is wrong with a part, its files' sizes being these."""
+        if part is None or isinstance(part, str):
+            return part
         for entry in part.files:
             if sizes.get(entry.path) != entry.size:
                 return f"{entry.path} {size_phrase(sizes.get(entry.path))} instead of {entry.size}"
             if deep and self.folder.hash(entry.path).sha256 != entry.sha256:
                 return f"{entry.path} with other bytes than recorded"
-        if phrase := complaint(part):
-            return phrase
-        self._entries[number] = FileEntry(path=name, size=len(data), sha256=sha256_hex(data))
-        return part
+        return complaint(part)
 
 
 def size_phrase(size: int | None) -> str:

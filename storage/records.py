@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from thinkdiff.schemas.artifact import STAGES, Artifact, FileEntry, Stage, content_digest
 from thinkdiff.schemas.errors import SpecError, StoreError
+from thinkdiff.storage.disk import Octets
 from thinkdiff.storage.root import Folder, sha256_hex
 
 RECORD = "artifact.json"
@@ -104,12 +105,17 @@ def verified_bytes(folder: Folder, entry: FileEntry) -> bytes:
         data = folder.read(entry.path)
     except FileNotFoundError:
         data = b""
+    must_be_recorded(folder, entry, data)
+    return data
+
+
+def must_be_recorded(folder: Folder, entry: FileEntry, data: Octets) -> None:
+    """Raises StoreError unless these are the bytes of the file's entry."""
     if len(data) != entry.size or sha256_hex(data) != entry.sha256:
         raise StoreError(
             f"{folder.uri}/{entry.path}: found other bytes than recorded ({len(data)} bytes), expected {entry.size} "
             f"bytes of sha256 {entry.sha256[:12]}…. The file is lost or altered; re-run its stage with --refresh."
         )
-    return data
 
 
 def find_artifacts(root: str, stages: tuple[Stage, ...] = STAGES) -> Iterator[Artifact]:

@@ -11,13 +11,12 @@ import time
 from collections.abc import Callable, Sequence
 
 from thinkdiff.schemas.artifact import Execution
-from thinkdiff.schemas.cobsat import CobsatPrompts
-from thinkdiff.schemas.errors import InputError
-from thinkdiff.schemas.features import STATISTICS, CaptionPrompts, FeatureSet, FeatureSpec
+from thinkdiff.schemas.features import STATISTICS, FeatureSet, FeatureSpec
 from thinkdiff.schemas.images import ImageSet
 from thinkdiff.tasks.engines import close_engines, gpus
 from thinkdiff.tasks.extraction_meter import merged, sentence
-from thinkdiff.tasks.feature_work import Extraction, Pictures, Question, extract_shards, keyed_number
+from thinkdiff.tasks.feature_questions import Plan, planned
+from thinkdiff.tasks.feature_work import Extraction, extract_shards
 from thinkdiff.tasks.models import hidden_size, model_path
 from thinkdiff.tasks.progress import Progress
 from thinkdiff.tasks.step import Made, Work, step
@@ -27,57 +26,21 @@ LOOK_SECONDS = 5.0
 SHOWN = 5
 
 
-def caption_questions(spec: FeatureSpec, prompts: CaptionPrompts, images: ImageSet) -> tuple[list[Question], Pictures]:
-    """One picture and one of the spec's texts per request."""
-    from thinkdiff.storage.image_shards import ImageReader
-
-    reader, texts = ImageReader(images), prompts.texts
-    chosen = [(row, texts[keyed_number(spec.seed, row.key, "prompt") % len(texts)]) for row in reader.ok]
-    return [Question(row.key, text, (0, text), (row,)) for row, text in chosen], Pictures(reader.folder, True)
-
-
-def benchmark_questions(prompts: CobsatPrompts, run: Execution) -> tuple[list[Question], Pictures]:
-    """CoBSAT's interleaved prompts over a folder of pictures."""
-    from thinkdiff.storage.root import locate
-    from thinkdiff.tasks.cobsat import ImageRef, interleaved
-    from thinkdiff.tasks.cobsat import prompts as enumerate_prompts
-
-    parent, name = locate(run.data_root, prompts.images)
-    questions = []
-    for prompt in enumerate_prompts(prompts):
-        content = interleaved(prompts, prompt)
-        names = tuple(part.path for part in content if isinstance(part, ImageRef))
-        numbers = iter(range(len(names)))
-        parts = tuple(next(numbers) if isinstance(part, ImageRef) else part for part in content)
-        shown = "".join(part if isinstance(part, str) else "<image>" for part in parts)
-        questions.append(Question(prompt.name, shown, parts, names))
-    return questions, Pictures(parent / name, False)
-
-
 @step(FeatureSet)
 def extract_features(work: Work, spec: FeatureSpec, images: ImageSet | None) -> Made:
     """Asks the VLM shard by shard; shards that are committed already are kept."""
     from thinkdiff.tasks.feature_statistics import markdown, measure
 
-    if isinstance(spec.prompts, CobsatPrompts):
-        questions, pictures = benchmark_questions(spec.prompts, work.run)
-    elif images is not None:
-        questions, pictures = caption_questions(spec, spec.prompts, images)
-    else:
-        raise InputError("extract_features: found no images, expected those of fetch_images for captioning prompts.")
-    if not questions:
-        raise InputError("extract_features: found no picture to ask about, expected at least one that was fetched.")
-    path = model_path(spec.vlm, work.run)
+    plan, path = planned(spec, images, work.run), model_path(spec.vlm, work.run)
     common = Extraction(
-        work.folder, spec, work.run, path, pictures, len(questions), hidden_size(path),
-        max(len(question.images) for question in questions),
+        work.folder, spec, work.run, path, plan.pictures, plan.rows, hidden_size(path), plan.max_images
     )  # fmt: skip
     writer = common.writer()
     kept = set(writer.prepare())
     missing = [shard for shard in range(writer.shards) if shard not in kept]
     figures: dict[str, float] = {}
     if missing:
-        figures = extract(work, common, questions, missing, len(kept))
+        figures = extract(work, common, plan, missing, len(kept))
         work.log.info("extract_features: %s", sentence(figures))
     if kept and missing:
         work.log.info(
@@ -91,14 +54,14 @@ def extract_features(work: Work, spec: FeatureSpec, images: ImageSet | None) -> 
     written = work.folder.write(STATISTICS, found.model_dump_json().encode())
     return Made(
         files=(*files, written.model_copy(update={"content": False})),
-        counts={"rows": len(questions), "shards": writer.shards, "tokens": tokens},
+        counts={"rows": plan.rows, "shards": writer.shards, "tokens": tokens},
         stats={
             "hidden_size": common.width,
-            "shape": [len(questions), spec.max_tokens, common.width],
+            "shape": [plan.rows, spec.max_tokens, common.width],
             "shard_size": spec.shard_size,
-            "ended": ended / len(questions),
-            "tokens_per_row": tokens / len(questions),
-            "characters_per_row": characters / len(questions),
+            "ended": ended / plan.rows,
+            "tokens_per_row": tokens / plan.rows,
+            "characters_per_row": characters / plan.rows,
             "run": figures,
         },
         note=f"kept {len(kept)} shards of an earlier run" if kept else "",
@@ -106,23 +69,21 @@ def extract_features(work: Work, spec: FeatureSpec, images: ImageSet | None) -> 
     )
 
 
-def extract(
-    work: Work, common: Extraction, questions: Sequence[Question], missing: Sequence[int], kept: int
-) -> dict[str, float]:
+def extract(work: Work, common: Extraction, plan: Plan, missing: Sequence[int], kept: int) -> dict[str, float]:
     """Makes the missing shards on the flow's task runner; returns figures of all workers together."""
-    size, (engines, devices) = common.spec.shard_size, side_by_side(work.run)
+    size, span, (engines, devices) = common.spec.shard_size, common.writer().span, side_by_side(work.run)
     length = len(missing) if engines == 1 else min(RANGE, -(-len(missing) // engines))
-    ranges = [missing[first : first + length] for first in range(0, len(missing), length)]
-    calls = [(common, some, [questions[shard * size : (shard + 1) * size] for shard in some]) for some in ranges]
+    ranges = (missing[first : first + length] for first in range(0, len(missing), length))
+    calls = ((common, some, [plan.place(span(shard)) for shard in some]) for some in ranges)
     began = time.perf_counter()
-    with work.progress(len(questions), "requests") as progress:
-        look = Look(progress, lambda: min(size * common.writer().done(), len(questions)))
-        progress.resume(min(size * kept, len(questions)))
+    with work.progress(plan.rows, "requests") as progress:
+        look = Look(progress, lambda: min(size * common.writer().done(), plan.rows))
+        progress.resume(min(size * kept, plan.rows))
         try:
             found = list(work.map(extract_shards, calls, look, engines, devices))
         finally:
             close_engines()
-        progress.advance(len(questions) - progress.done)
+        progress.advance(plan.rows - progress.done)
     return merged(found, time.perf_counter() - began)
 
 

@@ -1,18 +1,18 @@
 """The work on some shards of features: pictures read, questions asked, answers committed. One engine, one process.
 
-In: the artifact's folder, the spec, numbers of shards and their questions. Out: a committed part for each shard, and
-figures. It knows no Prefect and takes plain values only, so that any task runner can call it in a thread, a process or
-on another machine. A shard is one call of the engine and one commit: which shards a call is given changes no byte, and
-a shard that two calls are given is committed once.
+In: the artifact's folder, the spec, numbers of shards and where their questions are. Out: a committed part for each
+shard, and figures. It knows no Prefect and takes plain values only, so that any task runner can call it in a thread, a
+process or on another machine. A shard is one call of the engine and one commit: which shards a call is given changes no
+byte, and a shard that two calls are given is committed once.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
+from collections import deque
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from thinkdiff.schemas.artifact import Execution
 from thinkdiff.schemas.cobsat import CobsatPrompts
@@ -21,58 +21,15 @@ from thinkdiff.schemas.features import FeatureSpec
 from thinkdiff.tasks.ahead import ahead
 from thinkdiff.tasks.engines import borrowed_engine
 from thinkdiff.tasks.extraction_meter import Meter
+from thinkdiff.tasks.feature_questions import Pictures, Question, keyed_number, questions_at
 
 if TYPE_CHECKING:
     from thinkdiff.storage.feature_store import FeatureRow, FeatureWriter
     from thinkdiff.storage.root import Folder
+    from thinkdiff.tasks.feature_questions import Place
     from thinkdiff.tasks.qwen_chat import Generation, Request
 
 log = logging.getLogger(__name__)
-
-
-def keyed_number(seed: int, key: str, use: str) -> int:
-    """A 63-bit number that depends on (seed, key, use) alone."""
-    digest = hashlib.blake2b(f"{seed}\n{use}\n{key}".encode(), digest_size=8, person=b"thinkdiff-draw").digest()
-    return int.from_bytes(digest, "little") >> 1
-
-
-@dataclass(frozen=True)
-class Question:
-    """One request before its pictures are read: a key, what is asked as text, and the pictures' places."""
-
-    key: str
-    prompt: str
-    parts: tuple[str | int, ...]  # text, or an index into `images`
-    images: tuple[Any, ...]  # index rows of an ImageSet, or names below the benchmark's folder
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Where questions have their pictures: in the shards of an ImageSet, or in files of a folder."""
-
-    folder: Folder
-    in_shards: bool
-    _read: dict[str, bytes] = field(default_factory=dict, repr=False)
-
-    def of(self, questions: Sequence[Question]) -> list[list[bytes]]:
-        """The pictures of each question."""
-        if self.in_shards:
-            from thinkdiff.storage.image_shards import read_pictures
-
-            pictures = iter(read_pictures(self.folder, [row for question in questions for row in question.images]))
-            return [[next(pictures) for _ in question.images] for question in questions]
-        return [[self._file(name) for name in question.images] for question in questions]
-
-    def _file(self, name: str) -> bytes:
-        if name not in self._read:
-            try:
-                self._read[name] = self.folder.read(name)
-            except FileNotFoundError:
-                raise InputError(
-                    f"{self.folder.uri}/{name}: found no such picture, expected the benchmark's data set there. "
-                    "Unpack the data set below the data root, or point the recipe's `images` at it."
-                ) from None
-        return self._read[name]
 
 
 @dataclass(frozen=True)
@@ -105,30 +62,34 @@ class Extraction:
         )
 
 
-def extract_shards(
-    work: Extraction, shards: Sequence[int], questions: Sequence[Sequence[Question]]
-) -> dict[str, float]:
-    """Makes some shards of these questions each, and says where the time went (`Meter`)."""
+def extract_shards(work: Extraction, shards: Sequence[int], places: Sequence[Place]) -> dict[str, float]:
+    """Makes some shards of the questions at these places, and says where the time went (`Meter`)."""
     writer, meter = work.writer(), Meter()
-    for shard, rows in ahead(answered(work, shards, questions, meter)):
+    for shard, rows in ahead(answered(work, shards, places, meter)):
         with meter.writing():
             writer.commit(shard, rows)
     return meter.figures()
 
 
 def answered(
-    work: Extraction, shards: Sequence[int], questions: Sequence[Sequence[Question]], meter: Meter
+    work: Extraction, shards: Sequence[int], places: Sequence[Place], meter: Meter
 ) -> Generator[tuple[int, list[FeatureRow]]]:
-    """Runs an engine over the shards, in order; pictures are read ahead of it."""
+    """Runs an engine over the shards, in order; questions and pictures are read ahead of it."""
     benchmark = isinstance(work.spec.prompts, CobsatPrompts)
+    asked = deque[list[Question]]()
+
+    def requests() -> Generator[list[Request]]:
+        for batch in questions_at(work.spec, work.pictures, places):
+            asked.append(batch)
+            yield requests_of(work, batch)
+
     with borrowed_engine(
         work.run, work.spec, work.model, add_vision_id=benchmark, max_images=work.max_images, log=log.debug
     ) as engine:  # fmt: skip
         meter.start(engine.statistics())
-        answers = engine.stream(ahead(requests_of(work, batch) for batch in questions))
-        for shard, batch, made in zip(shards, questions, answers, strict=True):
+        for shard, made in zip(shards, engine.stream(ahead(requests())), strict=True):
             meter.count(made)
-            yield shard, [feature_row(work.spec, q, g) for q, g in zip(batch, made, strict=True)]
+            yield shard, [feature_row(work.spec, q, g) for q, g in zip(asked.popleft(), made, strict=True)]
         meter.stop(engine.statistics())
 
 

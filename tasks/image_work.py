@@ -68,7 +68,6 @@ class ShardWork:
 
     def __init__(self, parts: ImageParts, tars: PlaceLog, places: Places, spec: ImageSpec, run: Execution) -> None:
         self.parts, self.tars, self.places, self.spec, self.run_ = parts, tars, places, spec, run
-        self.committed = parts.committed()
         self.pool = ImagePool(Demands.of(spec), run.fetching)
         self.client = ImageClient(run, spec.max_bytes, spec.honour_opt_out) if spec.by_url else None
 
@@ -102,7 +101,7 @@ class ShardWork:
             raise first_of(errors) from None
 
     async def _shard(self, shard: int, captions: list[SampledCaption]) -> None:
-        part, spool = self.committed.get(shard), Spool()
+        part, spool = await self._in_thread(self.parts.find, shard), Spool()
         rows = self.parts.rows(part) if part else None
         reasons = {place: row.reason or "" for place, row in enumerate(rows or ())}
         wanted = [place for place in range(len(captions)) if rows is None or reasons[place]]

