@@ -1,0 +1,128 @@
+"""Memory and time of the extraction's driver for many rows: the real stage with an engine that has no model.
+
+    python tests/bench/bench_plan.py [--rows 10000 100000 1000000] [--engines 1]
+
+Each number of rows with a picture has a process of its own, in which the stage runs in a flow: plan, calls on the task
+runner, index and pictures read, shards of 256 rows committed, the record written. With the default runner engines are
+threads, so the driver's memory holds the workers' too. What is not real is the engine (`keyed_engine`) and the features'
+size (2 tokens of 4 channels). Printed are the largest resident set (VmHWM) when the stage starts and when it has ended,
+and the bookkeeping at the end: the artifact's record, and the time that its reader needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+ROWS = (10_000, 100_000, 1_000_000)
+
+
+def largest() -> float:
+    """The largest resident set of this process so far, in MiB."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found
+    return int(found[1]) / 1024
+
+
+def build(base: str, rows: int) -> None:
+    """Writes the pictures, and a model folder that says how wide states are."""
+    from keyed_engine import WIDTH
+    from many_images import FAILING, write_images
+
+    from thinkdiff.storage.records import write_record
+    from thinkdiff.storage.root import Folder
+
+    captions = rows + (rows - 1) // (FAILING - 1)
+    images = write_images(Folder(f"{base}/fetch_images/{'0' * 32}"), captions)
+    assert images.counts["images"] == rows
+    write_record(images)
+    Folder(f"{base}/models/none").write("config.json", json.dumps({"hidden_size": WIDTH}).encode())
+
+
+def drive(base: str, rows: int, engines: int) -> None:
+    """Runs the stage, and prints what it took."""
+    import keyed_engine
+    from prefect import flow
+
+    from thinkdiff.schemas.artifact import Execution, Model
+    from thinkdiff.schemas.features import FeatureSet, FeatureSpec
+    from thinkdiff.schemas.images import ImageSet
+    from thinkdiff.storage.records import read_record
+    from thinkdiff.storage.root import Folder
+    from thinkdiff.tasks.extract_features import extract_features
+
+    keyed_engine.install()
+    spec = FeatureSpec(vlm=Model(name="none"), max_tokens=2, compute_dtype="float32", dtype="float32")
+    run = Execution(root=base, model_dirs=(f"{base}/models",), engines=engines, device="cpu")
+    images = read_record(Folder(f"{base}/fetch_images/{'0' * 32}"), ImageSet)
+    assert images is not None
+
+    @flow(name="bench-plan", persist_result=False)
+    def extraction() -> None:
+        nonlocal before, began, used
+        before, began, used = largest(), time.monotonic(), time.process_time()
+        extract_features(run, spec, images)
+
+    before = began = used = 0.0
+    extraction()
+    wall, cpu, after = time.monotonic() - began, time.process_time() - used, largest()
+    (name,) = (Folder(base) / "extract_features").children()
+    folder = Folder(base) / "extract_features" / name
+    began = time.monotonic()
+    artifact = read_record(folder, FeatureSet)
+    parsed = time.monotonic() - began
+    assert artifact is not None
+    assert artifact.counts["rows"] == rows
+    print(
+        json.dumps(
+            {
+                "rows": rows,
+                "engines": engines,
+                "before_mib": round(before, 1),
+                "after_mib": round(after, 1),
+                "wall_s": round(wall, 1),
+                "cpu_s": round(cpu, 1),
+                "files": len(artifact.files),
+                "record_mib": round(folder.size("artifact.json") / 2**20, 2),
+                "read_record_s": round(parsed, 2),
+            }
+        ),
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
+    parser.add_argument("--engines", type=int, default=1)
+    parser.add_argument("--only", choices=("build", "drive"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.only == "build":
+        build(arguments.folder, arguments.rows[0])
+    elif arguments.only == "drive":
+        drive(arguments.folder, arguments.rows[0], arguments.engines)
+    else:
+        for rows in arguments.rows:
+            base = tempfile.mkdtemp(prefix="bench-plan-")
+            own = {"PREFECT_HOME": f"{base}/prefect", "PREFECT_LOGGING_LEVEL": "WARNING"}
+            quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
+            slow = {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"}
+            for only in ("build", "drive"):
+                words = ["--rows", str(rows), "--engines", str(arguments.engines), "--only", only, "--folder", base]
+                subprocess.run([sys.executable, __file__, *words], check=True, env=os.environ | own | quiet | slow)
+            shutil.rmtree(base)
+
+
+if __name__ == "__main__":
+    main()
