@@ -1,4 +1,4 @@
-"""An engine without a model, for tests of what is around engines: answers depend on a request's seed and parts alone."""
+"""An engine without a model, for tests of what is around it: answers depend on a request's seed and parts alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stage extract_features around its engine: which rows it asks about, in which order, and what it holds in memory."""
+"""The stage extract_features around its engine: what it asks about, in which order, and what it holds in memory."""
 
 from __future__ import annotations
 

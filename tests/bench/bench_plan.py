@@ -3,10 +3,10 @@
     python tests/bench/bench_plan.py [--rows 10000 100000 1000000] [--engines 1]
 
 Each number of rows with a picture has a process of its own, in which the stage runs in a flow: plan, calls on the task
-runner, index and pictures read, shards of 256 rows committed, the record written. With the default runner engines are
-threads, so the driver's memory holds the workers' too. What is not real is the engine (`keyed_engine`) and the features'
-size (2 tokens of 4 channels). Printed are the largest resident set (VmHWM) when the stage starts and when it has ended,
-and the bookkeeping at the end: the artifact's record, and the time that its reader needs.
+runner, rows and pictures read, shards of 256 rows committed, the record written. Engines are threads of that process,
+so its memory is the driver's and the workers' together. What is not real is the engine (`keyed_engine`) and the size of
+the features (2 tokens of 4 channels). Printed are the largest resident set (VmHWM) when the stage starts and when it
+has ended, the size of the artifact's record, and the seconds that reading it takes.
 """
 
 from __future__ import annotations
