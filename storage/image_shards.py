@@ -94,8 +94,8 @@ class Rows(Sequence[IndexRow]):
 class ImageReader:
     """The pictures of an ImageSet. Raises StoreError when a file is missing or the index contradicts itself.
 
-    rows: all, in the order of keys; ok: those that have a picture; failed: those that have a reason instead. The index
-    is held as columns, some 150 bytes a row.
+    rows: all, in the order of keys; ok: those that have a picture; failed: those that have a reason instead. Of
+    the index columns are held, and a row is made when it is asked for.
     """
 
     def __init__(self, artifact: ImageSet) -> None:
