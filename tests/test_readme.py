@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
+from prefect.utilities.schema_tools import validate
 
-from thinkdiff.flows.recipes import RECIPES
+from thinkdiff.flows.recipes import RECIPES, recipe
+from thinkdiff.flows.thinkdiff_flow import thinkdiff as flow
 from thinkdiff.schemas.artifact import STAGES
+from thinkdiff.schemas.features import CaptionPrompts
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 LINES = [line for block in BLOCKS for line in block.splitlines() if line and not line.startswith("#")]
 COMMANDS = [line for line in LINES if line.startswith("thinkdiff ")]
+RUNS = [line for line in LINES if line.startswith("prefect deployment run ")]
 SETUP = [line for line in LINES if line.startswith("python3 deploy/install.py")]
 
 
@@ -69,6 +75,40 @@ def test_deployments_are_those_of_prefect_yaml() -> None:
     deployments = yaml.safe_load((REPOSITORY / "deploy" / "prefect.yaml").read_text())["deployments"]
     assert table("With a Prefect server") == [f"thinkdiff/{deployment['name']}" for deployment in deployments]
     assert set(re.findall(r"deployment run (\S+)", "\n".join(LINES))) <= set(table("With a Prefect server"))
+
+
+@pytest.mark.parametrize("line", RUNS)
+def test_deployment_takes_the_parameters_that_the_readme_gives_it(line: str) -> None:
+    words = shlex.split(line)
+    deployments = yaml.safe_load((REPOSITORY / "deploy" / "prefect.yaml").read_text())["deployments"]
+    (parameters,) = (made["parameters"] for made in deployments if f"thinkdiff/{made['name']}" == words[3])
+    for option, word in pairwise(words):
+        if option in ("-p", "--param"):
+            name, _, value = word.partition("=")
+            parameters[name] = json_or_text(value)
+    validate(parameters, flow.parameters.model_dump(), raise_on_error=True, ignore_required=True)
+    checked = flow.validate_parameters(parameters)
+    assert checked["recipe"] in RECIPES
+    assert flow.parameters.properties.keys() >= parameters.keys()
+
+
+def json_or_text(value: str) -> object:
+    """What the Prefect CLI makes of a parameter's value."""
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def test_features_of_the_paper_are_as_the_readme_says() -> None:
+    spec = recipe("lvlm-paper")
+    asked, features = README.split("asks Qwen2-VL")[1].split("```")[0], spec.features
+    assert isinstance(features.prompts, CaptionPrompts)
+    assert (spec.captions.n, len(features.prompts.texts), features.shard_size) == (1_700_000, 16, 256)
+    assert (features.max_tokens, features.end_policy) == (64, "forced")
+    assert (features.temperature, features.top_p, features.dtype) == (0.6, 0.9, "bfloat16")
+    for said in ("16 prompts", "64 tokens", "temperature 0.6", "top-p 0.9", "bfloat16", "256 requests a shard"):
+        assert said in " ".join(asked.split())
 
 
 @pytest.mark.parametrize("document", ["README.md", "AGENTS.md"])
