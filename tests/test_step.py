@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prefect import flow
@@ -131,3 +132,14 @@ def test_step_second_run_at_once_is_refused_and_a_killed_holder_is_not_in_the_wa
         holder.kill()
         holder.join()
     assert states(run) == ["Completed", "Cached"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_map_takes_calls_as_results_are_asked_for(tmp_path, workers):
+    taken: list[int] = []
+    calls = ((number, 2) for number in range(1000) if not taken.append(number))
+    work = Work(Folder(str(tmp_path)), Execution(), SimpleNamespace(), logging.getLogger("test"))  # pyright: ignore[reportArgumentType]
+    results = work.map(pow, calls, workers=workers)
+    assert [next(results) for _ in range(20)] == [number**2 for number in range(20)]
+    assert len(taken) <= 20 + 4 * workers
+    results.close()  # pyright: ignore[reportAttributeAccessIssue]
