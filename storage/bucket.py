@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -21,7 +22,7 @@ import botocore.session
 import fsspec.config
 import obstore
 from botocore.credentials import Credentials, RefreshableCredentials
-from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
 from obstore.store import S3Store
 
 from thinkdiff.schemas.errors import SpecError
@@ -30,6 +31,8 @@ CLIENT, PATIENCE = "THINKDIFF_S3_CLIENT", "THINKDIFF_S3_TIMEOUT"
 REQUESTS_AT_ONCE = 32
 SLOWEST = 1 << 19  # bytes a second below which an upload is given up
 PART = 1 << 26
+PAUSES = (0.2, 1.0)  # seconds before a request is made again
+EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired")
 Settings = tuple[tuple[str, str], ...]
 T = TypeVar("T")
 _threads_of: int | None = None  # the process that has obstore's
@@ -76,7 +79,7 @@ class Bucket:
         self._ask(lambda store: obstore.put(store, key, octets(data), chunk_size=PART), upload_seconds(len(data)))
 
     def create(self, key: str, data: bytes | bytearray | memoryview) -> bool:
-        """Writes an object by `If-None-Match: *`; False if there is one."""
+        """Writes an object by `If-None-Match: *`; False if there is one, be it our own whose answer was lost."""
         try:
             self._ask(lambda store: obstore.put(store, key, octets(data), mode="create"), upload_seconds(len(data)))
         except AlreadyExistsError:
@@ -84,14 +87,17 @@ class Bucket:
         return True
 
     def _ask(self, request: Callable[[S3Store], T], seconds: int = 0) -> T:
-        """A request's answer; credentials that have expired are looked up again, once."""
-        try:
-            return request(client(settings(), self.name, seconds))
-        except BaseError as error:
-            if not error_code(error).startswith(("Expired", "TokenRefresh")):
-                raise
-        site.cache_clear()
-        client.cache_clear()
+        """A request's answer; what obstore gives up at once is tried again, with expired credentials looked up anew."""
+        for pause in PAUSES:
+            try:
+                return request(client(settings(), self.name, seconds))
+            except BaseError as error:
+                if not passing(error):
+                    raise
+                if error_code(error) in EXPIRED:
+                    site.cache_clear()
+                    client.cache_clear()
+            time.sleep(pause)
         return request(client(settings(), self.name, seconds))
 
 
@@ -143,6 +149,7 @@ def client(settings: Settings, name: str, seconds: int) -> S3Store:
     waits = {"timeout": seconds} if seconds else {"timeout": 86_400, "read_timeout": patience()}
     waits |= {"connect_timeout": min(patience(), 10)}
     options: dict[str, Any] = {"credential_provider": current} if credentials else {"skip_signature": True}
+    options["checksum_algorithm"] = "SHA256"  # the server refuses what was altered on its way
     if found.endpoint:
         options["endpoint"] = found.endpoint
     http: Any = {"allow_http": True} | {what: timedelta(seconds=long) for what, long in waits.items()}
@@ -173,8 +180,23 @@ def error_code(error: BaseException) -> str:
     return found[1] if found else ""
 
 
+def passing(error: BaseError) -> bool:
+    """Whether a request may do better when it is made again.
+
+    obstore tries again itself where it may, and says so; not after a PUT without an answer, nor within a body.
+    """
+    if error_code(error) in (*EXPIRED, "BadDigest", "XAmzContentSHA256Mismatch"):
+        return True
+    return isinstance(error, GenericError) and not re.search(r"after \d+ retries|status code: 4\d\d", brief(error))
+
+
+def brief(error: BaseException) -> str:
+    """What an error says, without obstore's own structures."""
+    return str(error).split("\n\nDebug source")[0]
+
+
 def reason(error: BaseException) -> str:
-    """What has happened in a line, without obstore's own structures."""
+    """What has happened in a line."""
     said = re.search(r"<Message>(.*?)</Message>", str(error))
     code = error_code(error)
-    return f"{code}: {said[1]}" if said and code else str(error).split("\n\nDebug source")[0]
+    return f"{code}: {said[1]}" if said and code else brief(error)

@@ -133,7 +133,14 @@ class PartLog(Generic[P]):
         self.folder.delete(self.name(number))
 
     def _read(self, number: int, size: int) -> P | str | None:
-        """The part of a record, a phrase for one that is none, or None for a record that is gone."""
+        """The part of a record, what speaks against it twice, or None for a record that is gone.
+
+        Once may have been the way that the bytes took.
+        """
+        found = self._read_once(number, size)
+        return self._read_once(number, size) if isinstance(found, str) else found
+
+    def _read_once(self, number: int, size: int) -> P | str | None:
         name = self.name(number)
         if size > MAX_RECORD:
             return f"a record of {size} bytes"
@@ -144,6 +151,8 @@ class PartLog(Generic[P]):
             return None
         except ValidationError as error:
             return f"a record that cannot be read ({error.error_count()} complaints)"
+        if data != part.model_dump_json(indent=1).encode():
+            return "a record of other bytes than are written"
         if part.number != number:
             return f"the record of part {part.number}"
         self._entries[number] = FileEntry(path=name, size=len(data), sha256=sha256_hex(data))

@@ -18,6 +18,7 @@ from thinkdiff.storage.disk import Octets
 from thinkdiff.storage.root import Folder, sha256_hex
 
 RECORD = "artifact.json"
+READINGS = 2
 A = TypeVar("A", bound=Artifact)
 log = logging.getLogger(__name__)
 
@@ -101,10 +102,14 @@ def checked_bytes(artifact: Artifact, name: str) -> bytes:
 
 def verified_bytes(folder: Folder, entry: FileEntry) -> bytes:
     """The bytes of a file, verified against its entry. Raises StoreError when it is missing or altered."""
-    try:
-        data = folder.read(entry.path)
-    except FileNotFoundError:
-        data = b""
+    data = b""
+    for _ in range(READINGS):  # they may have been altered on their way alone
+        try:
+            data = folder.read(entry.path)
+        except FileNotFoundError:
+            data = b""
+        if len(data) == entry.size and sha256_hex(data) == entry.sha256:
+            return data
     must_be_recorded(folder, entry, data)
     return data
 

@@ -7,27 +7,28 @@ other schemes through fsspec. Credentials and endpoint of S3 come from the usual
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import fsspec
+import fsspec.config
 import numpy as np
 
 from thinkdiff.schemas.artifact import FileEntry
 from thinkdiff.schemas.errors import RootError, StoreError, ThinkDiffError
 from thinkdiff.storage import disk
-from thinkdiff.storage.bucket import Bucket, Settings, bucket_of, reason, settings
+from thinkdiff.storage.bucket import Bucket, Settings, bucket_of, patience, settings
 from thinkdiff.storage.disk import TEMPORARY, Buffers, Octets
+from thinkdiff.storage.refusals import expired, precondition_failed, readable, s3fs_code, unwritable
 
 CHUNK = 1 << 22
+T = TypeVar("T")
 
 
 def sha256_hex(data: Octets) -> str:
@@ -95,6 +96,21 @@ class Folder:
     def _key(self, name: str) -> str:
         return self.full(name).removeprefix("s3://").split("/", 1)[1]
 
+    def _ask(self, path: str, request: Callable[[Any], T]) -> T:
+        """What fsspec answers. Raises RootError when it does not."""
+        with readable(path):
+            return self._renewing(request)
+
+    def _renewing(self, request: Callable[[Any], T]) -> T:
+        """What fsspec answers; expired credentials are looked up anew, once."""
+        try:
+            return request(self.fs)
+        except PermissionError as error:
+            if not expired(error):
+                raise
+        filesystem.cache_clear()
+        return request(self.fs)
+
     def full(self, name: str) -> str:
         """The full path or URL of a file below this folder. Raises StoreError when `name` would leave it."""
         if name.startswith("/") or "\\" in name or any(part in ("", ".", "..") for part in name.split("/")):
@@ -108,7 +124,9 @@ class Folder:
             if self.is_local:
                 with open(path, "rb") as file:
                     return file.read()
-            return bucket.read(self._key(name)) if (bucket := self.bucket) else self.fs.cat_file(path)
+            if bucket := self.bucket:
+                return bucket.read(self._key(name))
+        return self._ask(path, lambda fs: fs.cat_file(path))
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
         """Bytes [start, end) of a file.
@@ -156,21 +174,28 @@ class Folder:
 
     def _ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
         if self.is_local:
-            return [disk.read_range(self.full(name), start, end) for name, start, end in ranges]
+            return [self._local_range(*wanted) for wanted in ranges]
         if bucket := self.bucket:
             return bucket.read_ranges([(self._key(name), start, end) for name, start, end in ranges])
         names, starts, ends = [self.full(n) for n, _, _ in ranges], [s for _, s, _ in ranges], [e for *_, e in ranges]
         found = self.fs.cat_ranges(names, starts, ends, on_error="return")
-        for place, (data, (_, start, end)) in enumerate(zip(found, ranges, strict=True)):
+        for place, data in enumerate(found):
             if isinstance(data, OSError) and s3fs_code(data) == "InvalidRange":
                 found[place] = b""
-            elif not isinstance(data, bytes) or len(data) != end - start:
-                found[place] = self.fs.cat_file(names[place], start=start, end=end)
+            elif not isinstance(data, bytes) or len(data) != ends[place] - starts[place]:
+                found[place] = self._renewing(
+                    lambda fs, at=place: fs.cat_file(names[at], start=starts[at], end=ends[at])
+                )
         return found
+
+    def _local_range(self, name: str, start: int, end: int) -> bytes:
+        with readable(path := self.full(name)):
+            return disk.read_range(path, start, end)
 
     def open(self, name: str) -> IO[bytes]:
         """A file opened for streaming reads. Raises FileNotFoundError."""
-        return self.fs.open(self.full(name), "rb")
+        path = self.full(name)
+        return self._ask(path, lambda fs: fs.open(path, "rb"))
 
     def write(self, name: str, data: Octets) -> FileEntry:
         """Replaces a file at once (rename on disk, one PUT in a bucket) and returns its entry.
@@ -184,7 +209,7 @@ class Folder:
             elif bucket := self.bucket:
                 bucket.write(self._key(name), data)
             else:
-                self.fs.pipe_file(path, bytes(data))
+                self._renewing(lambda fs: fs.pipe_file(path, bytes(data)))
         except Exception as error:
             raise unwritable(self.uri, error) from error
         return FileEntry(path=name, size=len(data), sha256=sha256_hex(data))
@@ -207,7 +232,7 @@ class Folder:
                 with tempfile.NamedTemporaryFile(prefix="thinkdiff-upload-") as file:
                     file.writelines(counted())
                     file.flush()
-                    self.fs.put_file(file.name, path)
+                    self._renewing(lambda fs: fs.put_file(file.name, path))
         except ThinkDiffError:
             raise
         except Exception as error:
@@ -217,7 +242,8 @@ class Folder:
     def create(self, name: str, data: Octets) -> bool:
         """Writes a file only if there is none of that name; False, with nothing changed, if there is.
 
-        A hard link on disk and `If-None-Match: *` on S3, so exactly one of several writers wins.
+        A hard link on disk and `If-None-Match: *` on S3, so exactly one of several writers wins. A PUT whose answer was
+        lost is sent again and refused for what it wrote itself, so False may mean these very bytes: read them.
         """
         path = self.full(name)
         try:
@@ -226,7 +252,7 @@ class Folder:
             elif bucket := self.bucket:
                 return bucket.create(self._key(name), data)
             else:
-                self.fs.pipe_file(path, bytes(data), mode="create")
+                self._renewing(lambda fs: fs.pipe_file(path, bytes(data), mode="create"))
         except FileExistsError:
             return False
         except Exception as error:
@@ -237,17 +263,24 @@ class Folder:
 
     def exists(self, name: str) -> bool:
         """Whether there is a file of that name."""
-        return self.fs.isfile(self.full(name))
+        path = self.full(name)
+        if self.is_local:
+            return os.path.isfile(path)
+        try:
+            return self._ask(path, lambda fs: fs.info(path))["type"] == "file"  # fs.isfile takes any fault for a no
+        except FileNotFoundError:
+            return False
 
     def size(self, name: str) -> int:
         """Bytes of a file. Raises FileNotFoundError."""
-        return int(self.fs.size(self.full(name)))
+        path = self.full(name)
+        return int(self._ask(path, lambda fs: fs.size(path)))
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Names and sizes in bytes of all files below `prefix`, temporary ones left out; {} when there is none."""
         base = self.full(prefix) if prefix else self.uri
         try:
-            found = self.fs.find(base, detail=True)
+            found = self._ask(base, lambda fs: fs.find(base, detail=True))
         except FileNotFoundError:
             return {}
         start = len(self.fs._strip_protocol(self.uri).rstrip("/")) + 1
@@ -259,7 +292,7 @@ class Folder:
     def children(self) -> list[str]:
         """Names of the entries directly in this folder, sorted."""
         try:
-            found = self.fs.ls(self.uri, detail=False)
+            found = self._ask(self.uri, lambda fs: fs.ls(self.uri, detail=False))
         except (FileNotFoundError, NotADirectoryError):
             return []
         itself = self.fs._strip_protocol(self.uri).rstrip("/")
@@ -269,19 +302,21 @@ class Folder:
     def glob(self, pattern: str) -> list[str]:
         """Names of the files that match a shell pattern, sorted."""
         start = len(self.fs._strip_protocol(self.uri).rstrip("/")) + 1
-        return sorted(path[start:] for path in self.fs.glob(self.full(pattern)))
+        wanted = self.full(pattern)
+        return sorted(path[start:] for path in self._ask(wanted, lambda fs: fs.glob(wanted)))
 
     def delete(self, name: str) -> None:
         """Removes a file; nothing happens when there is none."""
+        path = self.full(name)
         try:
-            self.fs.rm_file(self.full(name))
+            self._ask(path, lambda fs: fs.rm_file(path))
         except FileNotFoundError:
             return
 
     def delete_all(self) -> None:
         """Removes this folder and all below it."""
-        if self.fs.exists(self.uri):
-            self.fs.rm(self.uri, recursive=True)
+        if self._ask(self.uri, lambda fs: fs.exists(self.uri)):
+            self._ask(self.uri, lambda fs: fs.rm(self.uri, recursive=True))
 
     def sweep(self) -> None:
         """Removes the temporary files that killed writers left below this folder; nothing to do in a bucket."""
@@ -300,7 +335,7 @@ class Folder:
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """The bytes of a file in pieces. Raises FileNotFoundError."""
-        with self.open(name) as file:
+        with readable(self.full(name)), self.open(name) as file:
             while chunk := file.read(CHUNK):
                 yield chunk
 
@@ -341,43 +376,13 @@ def matching(base: str, pattern: str) -> list[tuple[Folder, str]]:
 @lru_cache(maxsize=8)
 def filesystem(scheme: str, process: int, settings: Settings) -> Any:
     """The fsspec filesystem of a scheme: one for each process, and for S3 one for its settings."""
-    options = {"use_listings_cache": False, "skip_instance_cache": True} if scheme == "s3" else {}
+    if scheme != "s3":
+        return fsspec.filesystem(scheme)
+    from botocore.exceptions import FlexibleChecksumError
+    from s3fs.core import add_retryable_error
+
+    add_retryable_error(FlexibleChecksumError)  # bytes that were altered on their way
+    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+    if "config_kwargs" not in fsspec.config.conf.get("s3", {}):
+        options["config_kwargs"] = {"read_timeout": patience(), "connect_timeout": min(patience(), 10)}
     return fsspec.filesystem(scheme, **options)
-
-
-@contextmanager
-def readable(path: str) -> Iterator[None]:
-    """Raises RootError in one sentence for what a store answers beside bytes and FileNotFoundError."""
-    try:
-        yield
-    except (ThinkDiffError, FileNotFoundError, NotADirectoryError):
-        raise
-    except Exception as error:
-        raise RootError(
-            f"{path}: found no answer that can be used ({cause(error)}), expected its bytes. Nothing is lost; look at "
-            "the disk, the endpoint or the credentials and run the command again."
-        ) from error
-
-
-def unwritable(uri: str, error: Exception) -> RootError:
-    """The sentence for a root that refused a write."""
-    return RootError(
-        f"{uri}: found it not writable ({cause(error)}), expected a folder or bucket that this user can write."
-    )
-
-
-def cause(error: Exception) -> str:
-    """What went wrong, in a phrase."""
-    return getattr(error, "strerror", None) or reason(error) or type(error).__name__
-
-
-def precondition_failed(error: Exception) -> bool:
-    """Whether S3 refused a conditional write because the object is there (servers differ in the error's shape)."""
-    refused = s3fs_code(error) in ("PreconditionFailed", "ConditionalRequestConflict")
-    return refused or (isinstance(error, OSError) and error.errno == errno.EEXIST)
-
-
-def s3fs_code(error: Exception) -> str:
-    """The S3 error code behind an exception of s3fs, "" when there is none."""
-    response = getattr(error.__cause__, "response", None) or {}
-    return str(response.get("Error", {}).get("Code", ""))

@@ -26,7 +26,7 @@ from thinkdiff.storage.bucket import CLIENT
 from thinkdiff.storage.root import Folder
 
 BUCKET = "thinkdiff-tests"
-KEY, SECRET = "thinkdiff", "thinkdiff-secret"
+KEY, RENEWED, SECRET = "thinkdiff", "thinkdiff-renewed", "thinkdiff-secret"
 PATIENCE = 90
 
 
@@ -53,7 +53,7 @@ def bucket_url() -> str | None:
     home = tempfile.mkdtemp(prefix="thinkdiff-s3-")
     identity = {
         "name": "tests",
-        "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
+        "credentials": [{"accessKey": key, "secretKey": SECRET} for key in (KEY, RENEWED)],
         "actions": ["Admin", "Read", "List", "Tagging", "Write"],
     }
     Path(home, "s3.json").write_text(json.dumps({"identities": [identity]}))
