@@ -47,7 +47,7 @@ class FeatureSpec(Spec):
     """What the VLM is asked, how it samples, and which hidden states are kept."""
 
     stage: ClassVar[Stage] = "extract_features"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     later: ClassVar[Mapping[str, Any]] = {"codec": "none"}
     vlm: Model
     prompts: Annotated[CaptionPrompts | CobsatPrompts, Field(discriminator="kind")] = CaptionPrompts()

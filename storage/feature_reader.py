@@ -1,8 +1,8 @@
 """Reading the features of a FeatureSet: single rows by range, all rows in order, or everything into memory.
 
-Every byte handed out was checked: single rows by their crc32c, whole shards and tables by the sha256 of the record.
-Missing data raise, where zarr would say zeros. Reads single rows at the speed of `pread` and, in a bucket, many ranges
-at once; runs of neighbouring rows are one request.
+Every byte handed out was checked: single rows by the crc32c that their shard's table keeps, so that no other whole row
+is taken for one; whole shards and tables by the sha256 of the record. Missing data raise, where zarr would say zeros.
+Reads single rows at the speed of `pread` and, in a bucket, many ranges at once; neighbouring rows are one request.
 """
 
 from __future__ import annotations
@@ -20,19 +20,30 @@ import pyarrow as pa
 from thinkdiff.schemas.artifact import FileEntry
 from thinkdiff.schemas.errors import StoreError
 from thinkdiff.schemas.features import FeatureSet, TokenKind
-from thinkdiff.storage.feature_rows import FeatureRow, must_differ, numbers, padded_ids, read_rows, shard_of_rows
+from thinkdiff.storage.feature_rows import (
+    CHECKSUMS,
+    FeatureRow,
+    must_differ,
+    numbers,
+    padded_ids,
+    read_rows,
+    shard_of_rows,
+)
 from thinkdiff.storage.feature_shards import (
     ARRAYS,
     Layout,
     Spans,
+    damaged,
     decode_index,
     decode_row,
     decode_shard,
     finite,
     read_layout,
     shard_name,
+    stored_checksum,
 )
 from thinkdiff.storage.records import missing_files, verified_bytes
+from thinkdiff.storage.refusals import cause
 from thinkdiff.storage.root import Folder
 
 TABLES_AT_ONCE = 8
@@ -86,6 +97,7 @@ class FeatureReader:
         self._table_names = tables
         self._tables: dict[int, pa.Table] = {}
         self._spans: dict[tuple[TokenKind, int], Spans] = {}
+        self._checksums: dict[tuple[TokenKind, int], npt.NDArray[np.int64]] = {}
 
     def __len__(self) -> int:
         return self._layout.rows
@@ -205,13 +217,23 @@ class FeatureReader:
             else:
                 runs.append((name, start, end, [(index, start, end)]))
         found: dict[int, npt.NDArray[Any]] = {}
-        data = self.folder.read_ranges([run[:3] for run in runs])
+        data = self._ranges([run[:3] for run in runs])
         for (name, first, _, members), run_bytes in zip(runs, data, strict=True):
             view = memoryview(run_bytes)
             for index, start, end in members:
                 chunk = view[start - first : end - first]
+                self._must_be_recorded(kind, index, stored_checksum(chunk))
                 found[index] = decode_row(chunk, layout, index, f"{self.folder.uri}/{name}")
         return found
+
+    def _must_be_recorded(self, kind: TokenKind, index: int, checksum: int) -> None:
+        """Raises StoreError for a row of another shard or store: whole in itself, and not the one that was written."""
+        shard, place = divmod(index, self._layout.shard_size)
+        if (kind, shard) not in self._checksums:
+            self._checksums[kind, shard] = numbers(self._table(shard), CHECKSUMS[kind])
+        if checksum != self._checksums[kind, shard][place]:
+            where = f"{self.folder.uri}/{shard_name(kind, shard)}"
+            raise damaged(where, f"row {index} failing its checksum or another one in its place")
 
     def _read_indices(self, kind: TokenKind, shards: set[int]) -> None:
         layout = self.layouts[kind]
@@ -221,9 +243,16 @@ class FeatureReader:
             (shard_name(kind, shard), max(size - layout.index_bytes, 0), size)
             for shard, size in zip(lacking, sizes, strict=True)
         ]
-        for shard, size, data in zip(lacking, sizes, self.folder.read_ranges(ranges), strict=True):
+        for shard, size, data in zip(lacking, sizes, self._ranges(ranges), strict=True):
             where = f"{self.folder.uri}/{shard_name(kind, shard)}"
             self._spans[kind, shard] = decode_index(data, layout, shard, size, where)
+
+    def _ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """Bytes of shard objects. Raises StoreError when one is not there any more, or is shorter."""
+        try:
+            return self.folder.read_ranges(ranges)
+        except FileNotFoundError as error:
+            raise damaged(self.folder.uri, f"a shard gone since it was opened ({cause(error)})") from error
 
     def _whole(self, kind: TokenKind, shard: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         """All rows of a shard (R, T, D), read at once and checked by sha256."""

@@ -7,7 +7,7 @@ against the arrays' sizes.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from thinkdiff.schemas.errors import StoreError
+from thinkdiff.schemas.features import TokenKind
 from thinkdiff.storage.tables import bad_table, column, read_table, table_bytes
 
 DIGITS = 16
+CHECKSUMS: dict[TokenKind, str] = {"generated": "crc32c", "input": "input_crc32c"}
 ROWS_NAME = re.compile(rf"rows/(\d{{6}})-[0-9a-f]{{{DIGITS}}}\.parquet")
 ROWS = pa.schema(
     [
@@ -29,6 +31,8 @@ ROWS = pa.schema(
         column("eos", pa.int32()),
         column("text", pa.string()),
         column("input_length", pa.int32()),
+        column("crc32c", pa.uint32()),
+        column("input_crc32c", pa.uint32()),
     ]
 )
 
@@ -72,8 +76,8 @@ def shard_of_rows(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def rows_bytes(rows: Sequence[FeatureRow]) -> memoryview:
-    """The rows, without their features, as a Parquet file."""
+def rows_bytes(rows: Sequence[FeatureRow], checksums: Mapping[TokenKind, Sequence[int]]) -> memoryview:
+    """The rows as a Parquet file, with the checksums of their features in place of these; 0 for a kind not kept."""
     columns = {
         "key": [row.key for row in rows],
         "prompt": [row.prompt for row in rows],
@@ -82,7 +86,7 @@ def rows_bytes(rows: Sequence[FeatureRow]) -> memoryview:
         "eos": [row.eos for row in rows],
         "text": [row.text for row in rows],
         "input_length": [row.input_length for row in rows],
-    }
+    } | {name: checksums.get(kind, [0] * len(rows)) for kind, name in CHECKSUMS.items()}
     return table_bytes(pa.Table.from_pydict(columns, ROWS))
 
 

@@ -222,6 +222,12 @@ def decode_shard(data: bytes, layout: Layout, shard: int, where: str) -> Iterato
         yield decode_row(view[start:end], layout, row, where)
 
 
+def row_checksums(data: bytes | memoryview, layout: Layout, shard: int, where: str) -> list[int]:
+    """The checksum of every row of a shard object, none of them verified. Raises StoreError for a bad index."""
+    spans = decode_index(bytes(data[-layout.index_bytes :]), layout, shard, len(data), where)
+    return [stored_checksum(data[end - CRC : end]) for end in spans[:, 1].tolist()]
+
+
 def stored_checksum(data: bytes | memoryview) -> int:
     """The checksum at the end of a chunk or an index."""
     return int.from_bytes(data[-CRC:], "little")

@@ -3,7 +3,7 @@
     zarr.json                       the group; plain `zarr.open_group` reads it
     features/zarr.json, c/<k>/0/0   generated tokens (N, T, D), rows past a row's length are NaN
     input_features/…                the prompt's tokens (N, P, D), if they are kept
-    rows/<k>-<digest>.parquet       key, prompt, token ids, lengths, text of the rows of shard k
+    rows/<k>-<digest>.parquet       key, prompt, token ids, lengths, text, checksums of shard k
     attempts/<k>-<digest>           input features of a shard that is not committed yet
     commits/<k>.json                the part record of shard k, written last
 
@@ -26,17 +26,27 @@ from thinkdiff.schemas.artifact import FileEntry
 from thinkdiff.schemas.errors import StoreError
 from thinkdiff.schemas.features import Codec, FeatureSet, TokenKind
 from thinkdiff.storage.feature_reader import FeatureReader, LoadedFeatures
-from thinkdiff.storage.feature_rows import FeatureRow, must_differ, numbers, read_rows, rows_bytes, rows_name
+from thinkdiff.storage.feature_rows import (
+    CHECKSUMS,
+    FeatureRow,
+    must_differ,
+    numbers,
+    read_rows,
+    rows_bytes,
+    rows_name,
+)
 from thinkdiff.storage.feature_shards import (
     ARRAYS,
     AXES,
     Layout,
     StoredType,
+    damaged,
     decode_shard,
     encode_shard,
     finite,
     group_metadata,
     metadata_bytes,
+    row_checksums,
     shard_name,
 )
 from thinkdiff.storage.feature_stream import FeatureBatch, FeatureStore
@@ -44,12 +54,21 @@ from thinkdiff.storage.parts import Part, PartLog, must_be_whole
 from thinkdiff.storage.root import Folder, sha256_hex
 
 GROUP = "zarr.json"
+READINGS = 3
 COMMITS, ATTEMPTS = "commits", "attempts"
+SEAL = "sha256"
 
 
 def attempt_name(shard: int, digest: str) -> str:
     """Where the input features beside generated ones of that sha256 lie until the commit."""
     return f"{ATTEMPTS}/{shard:06d}-{digest}"
+
+
+def sealed(part: Part) -> Part:
+    """The part with a digest of all else that its record says."""
+    info = {name: value for name, value in part.info.items() if name != SEAL}
+    text = part.model_copy(update={"info": info}).model_dump_json()
+    return part.model_copy(update={"info": info | {SEAL: sha256_hex(text.encode())}})
 
 
 class FeatureWriter:
@@ -137,9 +156,13 @@ class FeatureWriter:
         blocks: dict[TokenKind, npt.NDArray[Any]] = {kind: self._block(kind, rows) for kind in self.layouts}
         if (part := self._log.find(shard)) is not None:
             return part
+        objects: dict[TokenKind, memoryview]
         objects = {kind: encode_shard(block, self.layouts[kind]) for kind, block in blocks.items()}
         digest = sha256_hex(objects["generated"])
-        self.folder.create(rows_name(shard, digest), rows_bytes(rows))
+        where = self.folder.uri
+        sums: dict[TokenKind, list[int]]
+        sums = {kind: row_checksums(data, self.layouts[kind], shard, where) for kind, data in objects.items()}
+        self.folder.create(rows_name(shard, digest), rows_bytes(rows, sums))
         if "input" in objects:
             self.folder.create(attempt_name(shard, digest), objects["input"])
         name = shard_name("generated", shard)
@@ -152,23 +175,31 @@ class FeatureWriter:
 
     def _winner(self, shard: int) -> str:
         """The sha256 of the object that another writer has created, every row of it verified."""
-        layout, name = self.layouts["generated"], shard_name("generated", shard)
-        data, where = self.folder.read(name), f"{self.folder.uri}/{name}"
+        return sha256_hex(self._verified("generated", shard, shard_name("generated", shard))[0])
+
+    def _verified(self, kind: TokenKind, shard: int, name: str) -> tuple[bytes, list[int]]:
+        """A shard object and the checksums of its rows. Raises StoreError when one of them fails twice."""
+        try:
+            return self._verify(kind, shard, name)
+        except StoreError:  # altered on its way, perhaps
+            return self._verify(kind, shard, name)
+
+    def _verify(self, kind: TokenKind, shard: int, name: str) -> tuple[bytes, list[int]]:
+        data, layout, where = self.folder.read(name), self.layouts[kind], f"{self.folder.uri}/{name}"
         for _ in decode_shard(data, layout, shard, where):
             pass
-        return sha256_hex(data)
+        return data, row_checksums(data, layout, shard, where)
 
     def _finish(self, shard: int, digest: str, size: int) -> Part:
         """Commits a shard whose object is there, by what its writer has left under its digest."""
         entries = [FileEntry(path=shard_name("generated", shard), size=size, sha256=digest)]
         rows, attempt = rows_name(shard, digest), attempt_name(shard, digest)
+        inputs = self.layouts["input"].tokens if "input" in self.layouts else 0
         try:
-            if "input" in self.layouts:
-                data, name = self.folder.read(attempt), shard_name("input", shard)
-                if not self.folder.create(name, data):
-                    data = self.folder.read(name)
-                entries.append(FileEntry(path=name, size=len(data), sha256=sha256_hex(data)))
-            data = self.folder.read(rows)
+            data, where = self._twice(rows), f"{self.folder.uri}/{rows}"
+            table = read_rows(data, where, len(self.span(shard)), self.layouts["generated"].tokens, inputs)
+            if inputs:
+                entries.append(self._place_inputs(shard, attempt, numbers(table, CHECKSUMS["input"]).tolist()))
         except FileNotFoundError as error:
             if (part := self._log.find(shard)) is not None:  # another writer has finished meanwhile
                 return part
@@ -177,20 +208,41 @@ class FeatureWriter:
                 "missing), expected none. Run the stage again; it is removed then."
             ) from None
         entries.append(FileEntry(path=rows, size=len(data), sha256=sha256_hex(data)))
-        inputs = self.layouts["input"].tokens if "input" in self.layouts else 0
-        table = read_rows(
-            data, f"{self.folder.uri}/{rows}", len(self.span(shard)), self.layouts["generated"].tokens, inputs
-        )
         info = {
             "tokens": int(numbers(table, "length").sum()),
             "ended": int((numbers(table, "eos") >= 0).sum()),
             "characters": sum(map(len, table.column("text").to_pylist())),
         }
-        part = Part(number=shard, rows=len(table), files=tuple(entries), info=info)
+        part = sealed(Part(number=shard, rows=len(table), files=tuple(entries), info=info))
         self._log.commit(part)
         if "input" in self.layouts:
             self.folder.delete(attempt)
         return part
+
+    def _place_inputs(self, shard: int, attempt: str, checksums: list[int]) -> FileEntry:
+        """Gives the input features of an attempt their place. Raises StoreError when they are not whole."""
+        name = shard_name("input", shard)
+        data, found = self._verified("input", shard, attempt)
+        if not self.folder.create(name, data):
+            data, found = self._verified("input", shard, name)
+        if found != checksums:
+            raise damaged(f"{self.folder.uri}/{name}", "input features of another attempt")
+        return FileEntry(path=name, size=len(data), sha256=sha256_hex(data))
+
+    def _twice(self, name: str) -> bytes:
+        """The bytes of a file that no digest vouches for yet, read until they are the same twice.
+
+        Raises StoreError when they keep changing: they are altered on their way, not where they lie.
+        """
+        data = self.folder.read(name)
+        for _ in range(READINGS):
+            if (again := self.folder.read(name)) == data:
+                return data
+            data = again
+        raise StoreError(
+            f"{self.folder.uri}/{name}: found other bytes at each reading, expected the same. They are altered on the "
+            "way; look at the connection or the disk and run the stage again."
+        )
 
     def files(self) -> tuple[FileEntry, ...]:
         """The entries of all files of the finished store. Raises StoreError when a shard is not committed."""
@@ -212,6 +264,8 @@ class FeatureWriter:
         return arrays | {GROUP: metadata_bytes(group_metadata(named))}
 
     def _complaint(self, part: Part) -> str | None:
+        if part != sealed(part):
+            return "a record that was altered"
         if part.number >= self.shards or part.rows != len(self.span(part.number)):
             return f"a part of {part.rows} rows"
         digest = part.files[0].sha256 if part.files else ""
