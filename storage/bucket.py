@@ -13,7 +13,7 @@ import functools
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
@@ -26,6 +26,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
 from obstore.store import S3Store
 
 from thinkdiff.schemas.errors import SpecError
+from thinkdiff.storage.disk import Buffers, Octets, scatter
 
 CLIENT, PATIENCE = "THINKDIFF_S3_CLIENT", "THINKDIFF_S3_TIMEOUT"
 REQUESTS_AT_ONCE = 32
@@ -35,6 +36,7 @@ PAUSES = (0.2, 1.0)  # seconds before a request is made again
 EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired")
 Settings = tuple[tuple[str, str], ...]
 T = TypeVar("T")
+R = TypeVar("R")
 _threads_of: int | None = None  # the process that has obstore's
 
 
@@ -58,27 +60,39 @@ class Bucket:
 
     def read_range(self, key: str, start: int, end: int) -> bytes:
         """Bytes [start, end) of an object, fewer where it ends before."""
+        return bytes(self._range(key, start, end))
+
+    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """`read_range` of many (key, start, end), several at a time."""
+        return list(at_once(lambda wanted: self.read_range(*wanted), ranges))
+
+    def read_into(self, requests: Sequence[tuple[str, int, Buffers]]) -> Iterator[int]:
+        """Fills the buffers of each (key, start, buffers) from `start` on, several at a time.
+
+        Says of one after the other how many bytes there were.
+        """
+
+        def fill(request: tuple[str, int, Buffers]) -> int:
+            key, start, buffers = request
+            return scatter(self._range(key, start, start + sum(map(len, buffers))), buffers)
+
+        return at_once(fill, requests)
+
+    def _range(self, key: str, start: int, end: int) -> bytes | obstore.Bytes:
         if start >= end:
             return b""
         try:
-            return self._ask(lambda store: bytes(obstore.get_range(store, key, start=start, end=end)))
+            return self._ask(lambda store: obstore.get_range(store, key, start=start, end=end))
         except BaseError as error:
             if error_code(error) != "InvalidRange":
                 raise
             return b""
 
-    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
-        """`read_range` of many (key, start, end), several at a time."""
-        if len(ranges) < 2:
-            return [self.read_range(*wanted) for wanted in ranges]
-        with ThreadPoolExecutor(min(REQUESTS_AT_ONCE, len(ranges))) as pool:
-            return list(pool.map(lambda wanted: self.read_range(*wanted), ranges))
-
-    def write(self, key: str, data: bytes | bytearray | memoryview) -> None:
+    def write(self, key: str, data: Octets) -> None:
         """Replaces an object, in several parts when it is large."""
         self._ask(lambda store: obstore.put(store, key, octets(data), chunk_size=PART), upload_seconds(len(data)))
 
-    def create(self, key: str, data: bytes | bytearray | memoryview) -> bool:
+    def create(self, key: str, data: Octets) -> bool:
         """Writes an object by `If-None-Match: *`; False if there is one, be it our own whose answer was lost."""
         try:
             self._ask(lambda store: obstore.put(store, key, octets(data), mode="create"), upload_seconds(len(data)))
@@ -99,6 +113,18 @@ class Bucket:
                     client.cache_clear()
             time.sleep(pause)
         return request(client(settings(), self.name, seconds))
+
+
+def at_once(act: Callable[[R], T], requests: Sequence[R]) -> Iterator[T]:
+    """The results of requests, in their order, several being under way at a time."""
+    if len(requests) < 2:
+        yield from map(act, requests)
+        return
+    pool = ThreadPoolExecutor(min(REQUESTS_AT_ONCE, len(requests)))
+    try:
+        yield from pool.map(act, requests)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def bucket_of(uri: str) -> Bucket | None:
@@ -156,7 +182,7 @@ def client(settings: Settings, name: str, seconds: int) -> S3Store:
     return S3Store(name, region=found.region, client_options=http, **options)
 
 
-def octets(data: bytes | bytearray | memoryview) -> memoryview:
+def octets(data: Octets) -> memoryview:
     """The bytes as obstore takes them; of numbers of another type it would send one by one."""
     return memoryview(data).cast("B")
 

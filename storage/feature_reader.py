@@ -7,7 +7,7 @@ Reads single rows at the speed of `pread` and, in a bucket, many ranges at once;
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +31,8 @@ from thinkdiff.storage.feature_rows import (
 )
 from thinkdiff.storage.feature_shards import (
     ARRAYS,
+    CRC,
+    Bytes,
     Layout,
     Spans,
     damaged,
@@ -140,7 +142,12 @@ class FeatureReader:
                 raise IndexError(f"row: found {index}, expected 0 … {len(self) - 1}.")
         wanted = sorted({int(index) for index in indices})
         kinds: list[TokenKind] = [kind for kind in self.layouts if inputs or kind != "input"]
-        found: dict[TokenKind, dict[int, npt.NDArray[Any]]] = {kind: self._gather(kind, wanted) for kind in kinds}
+        found: dict[TokenKind, dict[int, npt.NDArray[Any]]] = {}
+        for kind in kinds:
+            layout = self.layouts[kind]
+            block_RTD = np.empty((len(wanted), layout.tokens, layout.width), layout.native)
+            self._fill(kind, wanted, block_RTD)
+            found[kind] = dict(zip(wanted, block_RTD, strict=True))
         rows: list[States] = [{kind: found[kind][int(index)] for kind in kinds} for index in indices]
         return [self._row(int(index), row) for index, row in zip(indices, rows, strict=True)]
 
@@ -204,27 +211,38 @@ class FeatureReader:
             raise self._not_finite(f"in row {index}")
         return state
 
-    def _gather(self, kind: TokenKind, wanted: Sequence[int]) -> dict[int, npt.NDArray[Any]]:
-        """Row number -> (T, D), for sorted row numbers."""
+    def _fill(self, kind: TokenKind, wanted: Sequence[int], outs: Iterable[npt.NDArray[Any]]) -> None:
+        """Reads rows, in the order of their numbers, into arrays (T, D) of the array's type; neighbours together.
+
+        Numbers that are stored as they are come straight to their place.
+        """
         layout = self.layouts[kind]
         self._read_indices(kind, {index // layout.shard_size for index in wanted})
-        runs: list[tuple[str, int, int, list[tuple[int, int, int]]]] = []
-        for index in wanted:
+        requests: list[tuple[str, int, list[Bytes]]] = []
+        members: list[list[tuple[int, npt.NDArray[Any], Bytes, Bytes]]] = []
+        reached = 0
+        for index, out_TD in zip(wanted, outs, strict=True):
             shard, place = divmod(index, layout.shard_size)
             name, (start, end) = shard_name(kind, shard), self._spans[kind, shard][place].tolist()
-            if runs and runs[-1][0] == name and runs[-1][2] == start and end - runs[-1][1] <= MAX_RUN:
-                runs[-1] = (name, runs[-1][1], end, [*runs[-1][3], (index, start, end)])
-            else:
-                runs.append((name, start, end, [(index, start, end)]))
-        found: dict[int, npt.NDArray[Any]] = {}
-        data = self._ranges([run[:3] for run in runs])
-        for (name, first, _, members), run_bytes in zip(runs, data, strict=True):
-            view = memoryview(run_bytes)
-            for index, start, end in members:
-                chunk = view[start - first : end - first]
-                self._must_be_recorded(kind, index, stored_checksum(chunk))
-                found[index] = decode_row(chunk, layout, index, f"{self.folder.uri}/{name}")
-        return found
+            plain = layout.codec == "none" and out_TD.flags.c_contiguous
+            body = out_TD.reshape(-1).view(np.uint8) if plain else np.empty(end - start - CRC, np.uint8)
+            checksum = np.empty(CRC, np.uint8)
+            if not requests or requests[-1][0] != name or reached != start or end - requests[-1][1] > MAX_RUN:
+                requests.append((name, start, []))
+                members.append([])
+            requests[-1][2].extend((body, checksum))
+            members[-1].append((index, out_TD, body, checksum))
+            reached = end
+        try:
+            for request in self.folder.read_into(requests):
+                where = f"{self.folder.uri}/{requests[request][0]}"
+                for index, out_TD, body, checksum in members[request]:
+                    self._must_be_recorded(kind, index, stored_checksum(checksum))
+                    row_TD = decode_row(body, checksum, layout, index, where)
+                    if not np.may_share_memory(row_TD, out_TD):
+                        out_TD[:] = row_TD
+        except FileNotFoundError as error:
+            raise self._gone(error) from error
 
     def _must_be_recorded(self, kind: TokenKind, index: int, checksum: int) -> None:
         """Raises StoreError for a row of another shard or store: whole in itself, and not the one that was written."""
@@ -252,7 +270,10 @@ class FeatureReader:
         try:
             return self.folder.read_ranges(ranges)
         except FileNotFoundError as error:
-            raise damaged(self.folder.uri, f"a shard gone since it was opened ({cause(error)})") from error
+            raise self._gone(error) from error
+
+    def _gone(self, error: FileNotFoundError) -> StoreError:
+        return damaged(self.folder.uri, f"a shard gone since it was opened ({cause(error)})")
 
     def _whole(self, kind: TokenKind, shard: int, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         """All rows of a shard (R, T, D), read at once and checked by sha256."""

@@ -11,7 +11,7 @@ Shapes: N rows, T tokens, D channels, S rows per shard.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -25,6 +25,7 @@ from thinkdiff.schemas.features import Codec, TokenKind
 from thinkdiff.storage.feature_codecs import LEVEL, QUANTISERS, SCALE, pack, unpack
 
 StoredType = Literal["float32", "bfloat16"]
+Bytes = npt.NDArray[np.uint8]
 Spans = npt.NDArray[np.int64]
 NATIVE: dict[StoredType, np.dtype[Any]] = {
     "float32": np.dtype("<f4"),
@@ -160,24 +161,30 @@ def read_layout(data: bytes, where: str, kind: TokenKind = "generated") -> Layou
     return layout
 
 
-def encode_shard(block_RTD: npt.NDArray[Any], layout: Layout) -> memoryview:
-    """The shard object of R <= S rows of the array's own type; the rows past R are marked missing."""
-    assert block_RTD.dtype == layout.native, block_RTD.dtype
-    assert block_RTD.shape[1:] == (layout.tokens, layout.width), block_RTD.shape
-    rows = [pack(row_TD, layout.codec) for row_TD in block_RTD]
+def encode_shard(rows: Iterable[npt.NDArray[Any]], count: int, layout: Layout) -> memoryview:
+    """The shard object of `count` <= S rows (T, D) of the array's own type; the rows past them are marked missing.
+
+    A row is copied before the next one is asked for.
+    """
+    out = np.empty(count * layout.chunk_bytes[1] + layout.index_bytes, np.uint8)
     index = np.full((layout.shard_size, 2), MISSING, "<u8")
-    sizes = index[: len(rows), 1] = np.array([len(row) + CRC for row in rows], "<u8")
-    ends = np.cumsum(sizes)
-    index[: len(rows), 0] = ends - sizes
-    pieces = (*rows, index.reshape(-1).view(np.uint8))
-    out = np.empty(sum(map(len, pieces)) + CRC * len(pieces), np.uint8)
-    start = 0
-    for piece in pieces:
-        end = start + len(piece)
-        out[start:end] = piece
-        out[end : end + CRC] = np.array([google_crc32c.value(piece)], "<u4").view(np.uint8)
-        start = end + CRC
-    return out.data
+    start, place = 0, -1
+    for place, row_TD in enumerate(rows):
+        assert row_TD.dtype == layout.native, row_TD.dtype
+        assert row_TD.shape == (layout.tokens, layout.width), row_TD.shape
+        end = start + append(out[start:], pack(row_TD, layout.codec))
+        index[place] = start, end - start
+        start = end
+    assert place == count - 1, place
+    return out[: start + append(out[start:], index.reshape(-1).view(np.uint8))].data
+
+
+def append(out: Bytes, piece: Bytes) -> int:
+    """Copies some bytes to the beginning of `out`, and their checksum behind them; says how many that makes."""
+    size = len(piece)
+    out[:size] = piece
+    out[size : size + CRC] = np.array([google_crc32c.value(piece)], "<u4").view(np.uint8)
+    return size + CRC
 
 
 def decode_index(data: bytes, layout: Layout, shard: int, object_bytes: int, where: str) -> Spans:
@@ -202,11 +209,12 @@ def decode_index(data: bytes, layout: Layout, shard: int, object_bytes: int, whe
     return spans
 
 
-def decode_row(chunk: memoryview, layout: Layout, row: int, where: str) -> npt.NDArray[Any]:
-    """One row (T, D). Raises StoreError when its bytes fail their checksum, or are no row all the same."""
-    # google_crc32c takes an array and no memoryview
-    body = np.frombuffer(chunk[:-CRC], np.uint8)
-    if stored_checksum(chunk) != google_crc32c.value(body):
+def decode_row(body: Bytes, checksum: Bytes, layout: Layout, row: int, where: str) -> npt.NDArray[Any]:
+    """One row (T, D), a view of its bytes where they are the numbers themselves.
+
+    Raises StoreError when the bytes fail their checksum, or are no row all the same.
+    """
+    if stored_checksum(checksum) != google_crc32c.value(body):
         raise damaged(where, f"row {row} failing its checksum")
     try:
         return unpack(body, layout.codec, (layout.tokens, layout.width), layout.native)
@@ -216,21 +224,21 @@ def decode_row(chunk: memoryview, layout: Layout, row: int, where: str) -> npt.N
 
 def decode_shard(data: bytes, layout: Layout, shard: int, where: str) -> Iterator[npt.NDArray[Any]]:
     """The rows (T, D) of a shard object, one after the other. Raises StoreError as the index and the rows do."""
-    view = memoryview(data)
+    octets = np.frombuffer(data, np.uint8)
     spans = decode_index(data[-layout.index_bytes :], layout, shard, len(data), where)
     for row, (start, end) in zip(layout.span(shard), spans.tolist(), strict=True):
-        yield decode_row(view[start:end], layout, row, where)
+        yield decode_row(octets[start : end - CRC], octets[end - CRC : end], layout, row, where)
 
 
 def row_checksums(data: bytes | memoryview, layout: Layout, shard: int, where: str) -> list[int]:
     """The checksum of every row of a shard object, none of them verified. Raises StoreError for a bad index."""
     spans = decode_index(bytes(data[-layout.index_bytes :]), layout, shard, len(data), where)
-    return [stored_checksum(data[end - CRC : end]) for end in spans[:, 1].tolist()]
+    return [stored_checksum(bytes(data[end - CRC : end])) for end in spans[:, 1].tolist()]
 
 
-def stored_checksum(data: bytes | memoryview) -> int:
+def stored_checksum(data: bytes | Bytes) -> int:
     """The checksum at the end of a chunk or an index."""
-    return int.from_bytes(data[-CRC:], "little")
+    return int.from_bytes(bytes(data[-CRC:]), "little")
 
 
 def finite(numbers: npt.NDArray[Any]) -> bool:

@@ -15,8 +15,8 @@ later to finish the commit. What attempts have left without a record is removed 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,16 @@ def sealed(part: Part) -> Part:
     info = {name: value for name, value in part.info.items() if name != SEAL}
     text = part.model_copy(update={"info": info}).model_dump_json()
     return part.model_copy(update={"info": info | {SEAL: sha256_hex(text.encode())}})
+
+
+@dataclass(frozen=True)
+class EncodedShard:
+    """A shard ready to be stored: its objects, the sha256 of that of the generated tokens, the Parquet of its rows."""
+
+    shard: int
+    objects: dict[TokenKind, memoryview]
+    digest: str
+    rows: memoryview
 
 
 class FeatureWriter:
@@ -152,17 +162,25 @@ class FeatureWriter:
 
         Raises StoreError for rows that do not fit the store or are not finite, and for an object that no writer left.
         """
+        return self.put(self.encode(shard, rows))
+
+    def encode(self, shard: int, rows: Sequence[FeatureRow]) -> EncodedShard:
+        """The first half of `commit`, which touches no store: it may run while the shard before is put."""
         self._check(shard, rows)
-        blocks: dict[TokenKind, npt.NDArray[Any]] = {kind: self._block(kind, rows) for kind in self.layouts}
+        objects: dict[TokenKind, memoryview] = {
+            kind: encode_shard(self._padded(kind, rows), len(rows), layout) for kind, layout in self.layouts.items()
+        }
+        sums: dict[TokenKind, list[int]] = {
+            kind: row_checksums(data, self.layouts[kind], shard, self.folder.uri) for kind, data in objects.items()
+        }
+        return EncodedShard(shard, objects, sha256_hex(objects["generated"]), rows_bytes(rows, sums))
+
+    def put(self, encoded: EncodedShard) -> Part:
+        """The second half of `commit`."""
+        shard, objects, digest = encoded.shard, encoded.objects, encoded.digest
         if (part := self._log.find(shard)) is not None:
             return part
-        objects: dict[TokenKind, memoryview]
-        objects = {kind: encode_shard(block, self.layouts[kind]) for kind, block in blocks.items()}
-        digest = sha256_hex(objects["generated"])
-        where = self.folder.uri
-        sums: dict[TokenKind, list[int]]
-        sums = {kind: row_checksums(data, self.layouts[kind], shard, where) for kind, data in objects.items()}
-        self.folder.create(rows_name(shard, digest), rows_bytes(rows, sums))
+        self.folder.create(rows_name(shard, digest), encoded.rows)
         if "input" in objects:
             self.folder.create(attempt_name(shard, digest), objects["input"])
         name = shard_name("generated", shard)
@@ -283,28 +301,30 @@ class FeatureWriter:
                     f"{where}, {row.key}: found {len(row.features)} features and the end at {row.eos} for "
                     f"{row.length} tokens, expected one feature for each token and an end among them or -1."
                 )
+            if row.input_length and "input" not in self.layouts:
+                raise StoreError(f"{where}: found input features, expected none. The store has no room for them.")
 
-    def _block(self, kind: TokenKind, rows: Sequence[FeatureRow]) -> npt.NDArray[Any]:
+    def _padded(self, kind: TokenKind, rows: Sequence[FeatureRow]) -> Iterator[npt.NDArray[Any]]:
+        """Each row as (T, D) with NaN behind its length, in one array that is used again and again."""
         layout = self.layouts[kind]
-        block_RTD = np.full((len(rows), layout.tokens, layout.width), np.nan, layout.native)
-        for place, row in enumerate(rows):
+        row_TD = np.empty((layout.tokens, layout.width), layout.native)
+        for row in rows:
             states = row.features if kind == "generated" else row.input_features
             if states is None:
-                continue
+                states = row_TD[:0]
             if states.ndim != 2 or states.shape[1] != layout.width or len(states) > layout.tokens:
                 raise StoreError(
                     f"{self.folder.uri}: {row.key}: found {ARRAYS[kind]} of shape {states.shape}, "
                     f"expected at most ({layout.tokens}, {layout.width})."
                 )
-            block_RTD[place, : len(states)] = states
-            if not finite(block_RTD[place, : len(states)]):
+            row_TD[: len(states)] = states
+            row_TD[len(states) :] = np.nan
+            if not finite(row_TD[: len(states)]):
                 raise StoreError(
                     f"{self.folder.uri}: {row.key}: found {ARRAYS[kind]} with NaN or infinity, expected finite "
                     f"{layout.dtype} numbers. NaN marks rows past the end; compute in a wider type."
                 )
-        if kind == "input" or "input" in self.layouts or not any(row.input_length for row in rows):
-            return block_RTD
-        raise StoreError(f"{self.folder.uri}: found input features, expected none. The store has no room for them.")
+            yield row_TD
 
 
 __all__ = ["FeatureBatch", "FeatureReader", "FeatureRow", "FeatureStore", "FeatureWriter", "LoadedFeatures"]

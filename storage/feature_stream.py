@@ -10,12 +10,14 @@ epoch can be taken up at any batch. Shapes: N rows, B rows of a batch, T tokens,
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +34,7 @@ Shuffle = Literal["none", "exact", "runs"]
 Rows = npt.NDArray[np.int64]
 RUN = 16  # neighbouring rows that are one request
 BUFFER = 1024  # rows that are mixed with one another
-PIECE = 256  # rows that are held as bytes and as numbers at once
+MOST_ARRAYS = 4
 
 
 @dataclass(frozen=True)
@@ -117,12 +119,13 @@ class FeatureStore(FeatureReader):
         windows = [order[first:end] for first, end in pairwise(cuts) if first < end]
         if not windows:
             return
+        memory = Memory()
         with ThreadPoolExecutor(1) as pool:
-            reading = pool.submit(self._window, windows[0], kind)
+            reading = pool.submit(self._window, windows[0], kind, memory)
             for following in [*windows[1:], None]:
                 window = reading.result()
                 if following is not None:
-                    reading = pool.submit(self._window, following, kind)
+                    reading = pool.submit(self._window, following, kind, memory)
                 for first in range(0, len(window.rows), batch_size):
                     yield window.part(slice(first, first + batch_size))
 
@@ -147,18 +150,16 @@ class FeatureStore(FeatureReader):
         pieces = [mixing.permutation(order[at : at + size]) for at in range(0, len(order), size)]
         return np.concatenate([order[:0], *pieces])
 
-    def _window(self, rows: Rows, kind: TokenKind) -> FeatureBatch:
+    def _window(self, rows: Rows, kind: TokenKind, memory: Memory) -> FeatureBatch:
         """Some rows as one batch, in their order."""
         layout, table = self.layouts[kind], self.table.take(pa.array(rows)).combine_chunks()
         lengths = numbers(table, LENGTHS[kind])
-        features = np.zeros((len(rows), layout.tokens, layout.width), layout.native)
+        features = memory.take((len(rows), layout.tokens, layout.width), layout.native)
         places = np.argsort(rows)
-        for first in range(0, len(rows), PIECE):
-            some = places[first : first + PIECE]
-            found = self._gather(kind, rows[some].tolist())
-            for place in some.tolist():
-                row, length = int(rows[place]), int(lengths[place])
-                features[place, :length] = self._checked(found[row][:length], row)
+        self._fill(kind, rows[places].tolist(), (features[place] for place in places))
+        for row_TD, row, length in zip(features, rows.tolist(), lengths.tolist(), strict=True):
+            self._checked(row_TD[:length], row)
+            row_TD[length:] = 0
         return FeatureBatch(
             features,
             lengths,
@@ -167,6 +168,25 @@ class FeatureStore(FeatureReader):
             *(table.column(name).to_pylist() for name in ("key", "prompt", "text")),
             rows=rows,
         )
+
+
+class Memory:
+    """Arrays for windows. One that nobody has a view of any more is given out again: new memory costs more than bytes
+    that are read into it."""
+
+    def __init__(self) -> None:
+        self._arrays: list[npt.NDArray[np.uint8]] = []
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """An array of any content."""
+        size = math.prod(shape) * dtype.itemsize
+        mine = sys.getrefcount(np.empty(0)) + 2  # the list's and the loop's
+        for array in self._arrays:
+            if len(array) >= size and sys.getrefcount(array) == mine:
+                return array[:size].view(dtype).reshape(shape)
+        self._arrays = [array for array in self._arrays if sys.getrefcount(array) > mine][-MOST_ARRAYS + 1 :]
+        self._arrays.append(np.empty(size, np.uint8))
+        return self._arrays[-1].view(dtype).reshape(shape)
 
 
 def window_size(shuffle: Shuffle, batch_size: int, buffer: int) -> int:

@@ -18,7 +18,6 @@ from typing import IO, Any, TypeVar
 
 import fsspec
 import fsspec.config
-import numpy as np
 
 from thinkdiff.schemas.artifact import FileEntry
 from thinkdiff.schemas.errors import RootError, StoreError, ThinkDiffError
@@ -150,20 +149,23 @@ class Folder:
 
         Raises what `read_range` raises.
         """
-        sizes = [sum(map(len, buffers)) for _, _, buffers in requests]
-        if self.is_local:
-            for place, (name, start, buffers) in enumerate(requests):
-                with readable(path := self.full(name)):
-                    got = disk.read_into(path, start, buffers)
-                self._must_have(name, start, sizes[place], got)
-                yield place
+        if not requests:
             return
-        ranges = [(name, start, start + size) for (name, start, _), size in zip(requests, sizes, strict=True)]
-        for place, data in enumerate(self.read_ranges(ranges)):
-            view = np.frombuffer(data, np.uint8)
-            for buffer in requests[place][2]:
-                buffer[:], view = view[: len(buffer)], view[len(buffer) :]
+        with readable(self.full(requests[0][0])):
+            found = self._into(requests)
+        for place, (name, start, buffers) in enumerate(requests):
+            with readable(self.full(name)):
+                got = next(found)
+            self._must_have(name, start, sum(map(len, buffers)), got)
             yield place
+
+    def _into(self, requests: Sequence[tuple[str, int, Buffers]]) -> Iterator[int]:
+        if self.is_local:
+            return (disk.read_into(self.full(name), start, buffers) for name, start, buffers in requests)
+        if bucket := self.bucket:
+            return bucket.read_into([(self._key(name), start, buffers) for name, start, buffers in requests])
+        ranges = [(name, start, start + sum(map(len, buffers))) for name, start, buffers in requests]
+        return (disk.scatter(data, request[2]) for data, request in zip(self._ranges(ranges), requests, strict=True))
 
     def _must_have(self, name: str, start: int, expected: int, found: int) -> None:
         if found != expected:

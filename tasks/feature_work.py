@@ -24,7 +24,7 @@ from thinkdiff.tasks.extraction_meter import Meter
 from thinkdiff.tasks.feature_questions import Pictures, Question, keyed_number, questions_at
 
 if TYPE_CHECKING:
-    from thinkdiff.storage.feature_store import FeatureRow, FeatureWriter
+    from thinkdiff.storage.feature_store import EncodedShard, FeatureRow, FeatureWriter
     from thinkdiff.storage.root import Folder
     from thinkdiff.tasks.feature_questions import Place
     from thinkdiff.tasks.qwen_chat import Generation, Request
@@ -65,9 +65,16 @@ class Extraction:
 def extract_shards(work: Extraction, shards: Sequence[int], places: Sequence[Place]) -> dict[str, float]:
     """Makes some shards of the questions at these places, and says where the time went (`Meter`)."""
     writer, meter = work.writer(), Meter()
-    for shard, rows in ahead(answered(work, shards, places, meter)):
+
+    def encoded() -> Generator[EncodedShard]:
+        for shard, rows in ahead(answered(work, shards, places, meter)):
+            with meter.writing():
+                done = writer.encode(shard, rows)
+            yield done
+
+    for shard in ahead(encoded()):
         with meter.writing():
-            writer.commit(shard, rows)
+            writer.put(shard)
     return meter.figures()
 
 

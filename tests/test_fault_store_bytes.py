@@ -102,10 +102,10 @@ def regions(layout: Layout) -> dict[str, tuple[int, int]]:
     """Where the regions of a full shard object begin and end."""
     found: dict[str, tuple[int, int]] = {}
     for place in range(SHARD):
-        start = place * layout.chunk_bytes
-        found[f"row {place}"] = (start, start + layout.chunk_bytes - 4)
-        found[f"checksum of row {place}"] = (start + layout.chunk_bytes - 4, start + layout.chunk_bytes)
-    start = SHARD * layout.chunk_bytes
+        start = place * layout.chunk_bytes[0]
+        found[f"row {place}"] = (start, start + layout.chunk_bytes[0] - 4)
+        found[f"checksum of row {place}"] = (start + layout.chunk_bytes[0] - 4, start + layout.chunk_bytes[0])
+    start = SHARD * layout.chunk_bytes[0]
     found["index"] = (start, start + layout.index_bytes - 4)
     found["checksum of the index"] = (start + layout.index_bytes - 4, start + layout.index_bytes)
     return found
@@ -174,7 +174,14 @@ def test_a_digit_of_a_commit_that_became_another_is_found_by_the_next_run(folder
 def test_a_shard_that_was_cut_anywhere_is_refused_before_and_after_opening(folder: Folder, array: str):
     name, layout = f"{array}/c/1/0/0", LAYOUTS[array]
     data = folder.read(name)
-    for size in (0, 1, layout.chunk_bytes, 3 * layout.chunk_bytes + 7, len(data) - layout.index_bytes, len(data) - 1):
+    for size in (
+        0,
+        1,
+        layout.chunk_bytes[0],
+        3 * layout.chunk_bytes[0] + 7,
+        len(data) - layout.index_bytes,
+        len(data) - 1,
+    ):
         cut(folder, name, size)
         with pytest.raises(StoreError, match="found no whole feature set"):
             FeatureStore.open(folder.uri)
@@ -226,7 +233,7 @@ def test_a_foreign_shard_in_the_place_of_one_is_refused_by_every_read(folder: Fo
 
 
 def test_a_row_in_the_place_of_a_shorter_neighbour_is_refused(folder: Folder):
-    name, size = "features/c/1/0/0", LAYOUTS["features"].chunk_bytes
+    name, size = "features/c/1/0/0", LAYOUTS["features"].chunk_bytes[0]
     data = folder.read(name)
     folder.write(name, data[:size] + data[2 * size : 3 * size] + data[2 * size :])
     must_refuse(FeatureStore.open(folder.uri), ways_of(name))

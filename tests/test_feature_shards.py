@@ -61,7 +61,7 @@ def test_metadata_and_shards_are_zarrs_own_bytes(tmp_path: Path, dtype: StoredTy
     assert metadata_bytes(layout.metadata()) == (tmp_path / "zarr" / "zarr.json").read_bytes()
     for shard in range(layout.shards):
         span = layout.span(shard)
-        ours = encode_shard(values[span.start : span.stop], layout)
+        ours = encode_shard(values[span.start : span.stop], len(span), layout)
         assert bytes(ours) == (tmp_path / "zarr" / "c" / str(shard) / "0" / "0").read_bytes()
 
 

@@ -122,12 +122,12 @@ def bytes_and_errors(name: str, block_RTD: Numbers) -> None:
     for codec in CODECS:
         layout = Layout(len(block_RTD), TOKENS, block_RTD.shape[2], "bfloat16", SHARD, codec=codec)
         blocks = [block_RTD[start : start + SHARD].astype(layout.native) for start in range(0, len(block_RTD), SHARD)]
-        shards = [bytes(encode_shard(block, layout)) for block in blocks]
+        shards = [bytes(encode_shard(block, len(block), layout)) for block in blocks]
         size = sum(block.nbytes for block in blocks)
 
         def encode(layout: Layout = layout, blocks: list[Numbers] = blocks) -> None:
             for block in blocks:
-                encode_shard(block, layout)
+                encode_shard(block, len(block), layout)
 
         def decode(layout: Layout = layout, shards: list[bytes] = shards) -> list[Numbers]:
             return [row for number, data in enumerate(shards) for row in decode_shard(data, layout, number, "bench")]

