@@ -39,7 +39,7 @@ from thinkdiff.storage.feature_store import FeatureRow, FeatureStore, FeatureWri
 from thinkdiff.storage.root import Folder
 from thinkdiff.tasks.ahead import ahead
 
-BATCH, RUN, BATCHES = 96, 16, 10
+BATCH, RUN = 96, 16
 POOL = ThreadPoolExecutor(REQUESTS_AT_ONCE)
 
 
@@ -68,6 +68,7 @@ class Place:
     def write(self, folder: Folder, rows: int) -> FeatureWriter:
         """A store, as the stage writes it: the next shard is encoded while the last one is stored."""
         writer = self.writer(folder, rows)
+        writer.prepare()
         for shard in ahead(writer.encode(shard, self.rows(writer.span(shard))) for shard in range(writer.shards)):
             writer.put(shard)
         return writer
@@ -147,10 +148,11 @@ def against_raw(place: Place, options: argparse.Namespace) -> None:
     files = writer.files()
     store = FeatureStore(artifact_of(FeatureSet, folder, files))
     assert len(store.table) == options.rows
+    whole = options.rows // BATCH * BATCH
     objects = {e.path: folder.read(e.path) for part in writer.committed().values() for e in part.files[::-1]}
     objects |= {f"commits/{number:06d}.json": b"x" * 700 for number in range(writer.shards)}
-    raw, whole = RawReader(store), options.rows // BATCH * BATCH
-    picks = store._order("exact", 0, 0, 0, 1, BATCH, RUN, BATCH)[: BATCH * BATCHES].tolist()
+    raw = RawReader(store)
+    picks = store._order("exact", 0, 0, 0, 1, BATCH, RUN, BATCH)[:whole].tolist()
     order = np.random.default_rng(0).permutation(options.rows // RUN)[: whole // RUN]
     runs = (order[:, None] * RUN + np.arange(RUN)).reshape(-1).tolist()
     row = raw.size - 4
@@ -163,7 +165,7 @@ def against_raw(place: Place, options: argparse.Namespace) -> None:
     cases: dict[str, tuple[int, Callable[[], object], Callable[[], object]]] = {
         "write": (options.rows * row, lambda: raw_write(new(), objects), lambda: place.write(new(), options.rows)),
         f"random, batches of {BATCH}": (
-            len(picks) * row, lambda: raw.read(picks, 1), lambda: taken(store, "exact", BATCHES),
+            len(picks) * row, lambda: raw.read(picks, 1), lambda: taken(store, "exact", whole // BATCH),
         ),
         f"streaming, runs of {RUN}": (
             len(runs) * row, lambda: raw.read(runs, RUN), lambda: taken(store, "runs", whole // BATCH),
@@ -213,7 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--on", default="disk", choices=["disk", "s3"])
     parser.add_argument("--flat", action="store_true")
-    parser.add_argument("--rows", type=int, default=1024)
+    parser.add_argument("--rows", type=int, default=4096, help="1.8 GB of the paper's size: more than a disk's caches hide")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--width", type=int, default=3584)
     parser.add_argument("--shard", type=int, default=256)
