@@ -215,7 +215,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--on", default="disk", choices=["disk", "s3"])
     parser.add_argument("--flat", action="store_true")
-    parser.add_argument("--rows", type=int, default=4096, help="1.8 GB of the paper's size: more than a disk's caches hide")
+    parser.add_argument(
+        "--rows", type=int, default=4096, help="1.8 GB of the paper's size: more than a disk's caches hide"
+    )
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--width", type=int, default=3584)
     parser.add_argument("--shard", type=int, default=256)
