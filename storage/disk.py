@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ TEMPORARY = ".tmp-"
 Octets = bytes | bytearray | memoryview
 Buffers = Sequence[npt.NDArray[np.uint8]]
 MOST_BUFFERS = 1024  # of one system call
+AHEAD = 32  # requests that the disk knows of
 
 
 def read_range(path: str, start: int, end: int) -> bytes:
@@ -30,19 +33,35 @@ def read_range(path: str, start: int, end: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-def read_into(path: str, start: int, buffers: Buffers) -> int:
-    """Fills the buffers with the bytes of a file from `start` on; says how many there were. Raises OSError."""
-    file, begin = os.open(path, os.O_RDONLY), start
+def read_into(requests: Sequence[tuple[str, int, Buffers]]) -> Iterator[int]:
+    """Fills the buffers of each (path, start, buffers) from `start` on, and says of each how many bytes there were.
+
+    The disk is told of the next ones meanwhile. Raises OSError.
+    """
+    coming: deque[int] = deque()
+    rest = iter(requests)
     try:
-        left: Any = list(buffers)
-        while left and (got := os.preadv(file, left[:MOST_BUFFERS], start)):
-            start += got
-            while left and got >= len(left[0]):
-                got -= len(left.pop(0))
-            if got:
-                left[0] = left[0][got:]
+        for _, start, buffers in requests:
+            for path, begin, others in islice(rest, AHEAD - len(coming)):
+                coming.append(os.open(path, os.O_RDONLY))
+                os.posix_fadvise(coming[-1], begin, sum(map(len, others)), os.POSIX_FADV_WILLNEED)
+            yield fill(coming[0], start, buffers)
+            os.close(coming.popleft())
     finally:
-        os.close(file)
+        for file in coming:
+            os.close(file)
+
+
+def fill(file: int, start: int, buffers: Buffers) -> int:
+    """Fills the buffers with the bytes of an open file from `start` on; says how many there were. Raises OSError."""
+    begin = start
+    left: Any = list(buffers)
+    while left and (got := os.preadv(file, left[:MOST_BUFFERS], start)):
+        start += got
+        while left and got >= len(left[0]):
+            got -= len(left.pop(0))
+        if got:
+            left[0] = left[0][got:]
     return start - begin
 
 

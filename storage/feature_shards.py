@@ -23,6 +23,7 @@ import numpy.typing as npt
 from thinkdiff.schemas.errors import StoreError
 from thinkdiff.schemas.features import Codec, TokenKind
 from thinkdiff.storage.feature_codecs import LEVEL, QUANTISERS, SCALE, pack, unpack
+from thinkdiff.storage.memory import Memory
 
 StoredType = Literal["float32", "bfloat16"]
 Bytes = npt.NDArray[np.uint8]
@@ -161,12 +162,14 @@ def read_layout(data: bytes, where: str, kind: TokenKind = "generated") -> Layou
     return layout
 
 
-def encode_shard(rows: Iterable[npt.NDArray[Any]], count: int, layout: Layout) -> memoryview:
+def encode_shard(
+    rows: Iterable[npt.NDArray[Any]], count: int, layout: Layout, memory: Memory | None = None
+) -> memoryview:
     """The shard object of `count` <= S rows (T, D) of the array's own type; the rows past them are marked missing.
 
     A row is copied before the next one is asked for.
     """
-    out = np.empty(count * layout.chunk_bytes[1] + layout.index_bytes, np.uint8)
+    out = (memory or Memory()).take((count * layout.chunk_bytes[1] + layout.index_bytes,))
     index = np.full((layout.shard_size, 2), MISSING, "<u8")
     start, place = 0, -1
     for place, row_TD in enumerate(rows):

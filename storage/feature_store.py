@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,7 @@ from thinkdiff.storage.feature_shards import (
     shard_name,
 )
 from thinkdiff.storage.feature_stream import FeatureBatch, FeatureStore
+from thinkdiff.storage.memory import Memory
 from thinkdiff.storage.parts import Part, PartLog, must_be_whole
 from thinkdiff.storage.root import Folder, sha256_hex
 
@@ -73,12 +75,16 @@ def sealed(part: Part) -> Part:
 
 @dataclass(frozen=True)
 class EncodedShard:
-    """A shard ready to be stored: its objects, the sha256 of that of the generated tokens, the Parquet of its rows."""
+    """A shard ready to be stored: its objects and the Parquet of its rows."""
 
     shard: int
     objects: dict[TokenKind, memoryview]
-    digest: str
     rows: memoryview
+
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 of the object of the generated tokens."""
+        return sha256_hex(self.objects["generated"])
 
 
 class FeatureWriter:
@@ -105,6 +111,7 @@ class FeatureWriter:
         if input_tokens:
             self.layouts["input"] = replace(layout, tokens=input_tokens, axis=AXES["input"])
         self._log = PartLog(folder, COMMITS, Part)
+        self._memory = Memory()
 
     @property
     def shards(self) -> int:
@@ -168,12 +175,13 @@ class FeatureWriter:
         """The first half of `commit`, which touches no store: it may run while the shard before is put."""
         self._check(shard, rows)
         objects: dict[TokenKind, memoryview] = {
-            kind: encode_shard(self._padded(kind, rows), len(rows), layout) for kind, layout in self.layouts.items()
+            kind: encode_shard(self._padded(kind, rows), len(rows), layout, self._memory)
+            for kind, layout in self.layouts.items()
         }
         sums: dict[TokenKind, list[int]] = {
             kind: row_checksums(data, self.layouts[kind], shard, self.folder.uri) for kind, data in objects.items()
         }
-        return EncodedShard(shard, objects, sha256_hex(objects["generated"]), rows_bytes(rows, sums))
+        return EncodedShard(shard, objects, rows_bytes(rows, sums))
 
     def put(self, encoded: EncodedShard) -> Part:
         """The second half of `commit`."""

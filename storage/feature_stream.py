@@ -10,14 +10,12 @@ epoch can be taken up at any batch. Shapes: N rows, B rows of a batch, T tokens,
 
 from __future__ import annotations
 
-import math
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Literal, overload
+from typing import Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +25,7 @@ from thinkdiff.schemas.errors import StoreError
 from thinkdiff.schemas.features import FeatureSet, TokenKind
 from thinkdiff.storage.feature_reader import LENGTHS, FeatureReader, LoadedFeatures
 from thinkdiff.storage.feature_rows import FeatureRow, numbers, padded_ids
+from thinkdiff.storage.memory import Memory
 from thinkdiff.storage.records import read_record
 from thinkdiff.storage.root import Folder
 
@@ -34,7 +33,6 @@ Shuffle = Literal["none", "exact", "runs"]
 Rows = npt.NDArray[np.int64]
 RUN = 16  # neighbouring rows that are one request
 BUFFER = 1024  # rows that are mixed with one another
-MOST_ARRAYS = 4
 
 
 @dataclass(frozen=True)
@@ -81,6 +79,10 @@ class FeatureStore(FeatureReader):
         return int(which) + len(self) if -len(self) <= which < 0 else int(which)
 
     @cached_property
+    def _memory(self) -> Memory:
+        return Memory()
+
+    @cached_property
     def _places(self) -> dict[str, int]:
         return {key: place for place, key in enumerate(self.keys)}
 
@@ -102,7 +104,8 @@ class FeatureStore(FeatureReader):
 
         shuffle: "exact" is a random permutation, every row a request of its own; "runs" is for stores far away: runs
         of `run` neighbouring rows in random order (rows are sorted by hashed keys, so that a run is a random draw
-        itself), and `buffer` rows at a time are mixed, which is also what is held in memory, twice.
+        itself), and `buffer` rows at a time are mixed, which is also what is held in memory, twice. Memory of batches
+        that nobody holds any more is used again, also for the next epoch.
 
         world: how many take part, each with its own `rank` and batch_size rows a step. What does not fill a step for
         all is left out when there are several. With "none" and "exact" a step's rows together are the same for any
@@ -119,13 +122,12 @@ class FeatureStore(FeatureReader):
         windows = [order[first:end] for first, end in pairwise(cuts) if first < end]
         if not windows:
             return
-        memory = Memory()
         with ThreadPoolExecutor(1) as pool:
-            reading = pool.submit(self._window, windows[0], kind, memory)
+            reading = pool.submit(self._window, windows[0], kind)
             for following in [*windows[1:], None]:
                 window = reading.result()
                 if following is not None:
-                    reading = pool.submit(self._window, following, kind, memory)
+                    reading = pool.submit(self._window, following, kind)
                 for first in range(0, len(window.rows), batch_size):
                     yield window.part(slice(first, first + batch_size))
 
@@ -150,11 +152,11 @@ class FeatureStore(FeatureReader):
         pieces = [mixing.permutation(order[at : at + size]) for at in range(0, len(order), size)]
         return np.concatenate([order[:0], *pieces])
 
-    def _window(self, rows: Rows, kind: TokenKind, memory: Memory) -> FeatureBatch:
+    def _window(self, rows: Rows, kind: TokenKind) -> FeatureBatch:
         """Some rows as one batch, in their order."""
         layout, table = self.layouts[kind], self.table.take(pa.array(rows)).combine_chunks()
         lengths = numbers(table, LENGTHS[kind])
-        features = memory.take((len(rows), layout.tokens, layout.width), layout.native)
+        features = self._memory.take((len(rows), layout.tokens, layout.width), layout.native)
         places = np.argsort(rows)
         self._fill(kind, rows[places].tolist(), (features[place] for place in places))
         for row_TD, row, length in zip(features, rows.tolist(), lengths.tolist(), strict=True):
@@ -168,25 +170,6 @@ class FeatureStore(FeatureReader):
             *(table.column(name).to_pylist() for name in ("key", "prompt", "text")),
             rows=rows,
         )
-
-
-class Memory:
-    """Arrays for windows. One that nobody has a view of any more is given out again: new memory costs more than bytes
-    that are read into it."""
-
-    def __init__(self) -> None:
-        self._arrays: list[npt.NDArray[np.uint8]] = []
-
-    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        """An array of any content."""
-        size = math.prod(shape) * dtype.itemsize
-        mine = sys.getrefcount(np.empty(0)) + 2  # the list's and the loop's
-        for array in self._arrays:
-            if len(array) >= size and sys.getrefcount(array) == mine:
-                return array[:size].view(dtype).reshape(shape)
-        self._arrays = [array for array in self._arrays if sys.getrefcount(array) > mine][-MOST_ARRAYS + 1 :]
-        self._arrays.append(np.empty(size, np.uint8))
-        return self._arrays[-1].view(dtype).reshape(shape)
 
 
 def window_size(shuffle: Shuffle, batch_size: int, buffer: int) -> int:

@@ -161,7 +161,7 @@ class Folder:
 
     def _into(self, requests: Sequence[tuple[str, int, Buffers]]) -> Iterator[int]:
         if self.is_local:
-            return (disk.read_into(self.full(name), start, buffers) for name, start, buffers in requests)
+            return disk.read_into([(self.full(name), start, buffers) for name, start, buffers in requests])
         if bucket := self.bucket:
             return bucket.read_into([(self._key(name), start, buffers) for name, start, buffers in requests])
         ranges = [(name, start, start + sum(map(len, buffers))) for name, start, buffers in requests]

@@ -23,7 +23,8 @@ class Meter:
     """Counts what one worker does. Figures: requests, tokens, and seconds by kind, those of its engine as `engine`."""
 
     def __init__(self) -> None:
-        self._found: dict[str, float] = {"requests": 0, "tokens": 0, "writing": 0.0}
+        self._found: dict[str, float] = {"requests": 0, "tokens": 0}
+        self._writing: list[float] = []  # of several threads
         self._began = 0.0
         self._before: Mapping[str, float] = {}
 
@@ -41,7 +42,7 @@ class Meter:
         """While answers are stored."""
         began = time.thread_time()
         yield
-        self._found["writing"] += time.thread_time() - began
+        self._writing.append(time.thread_time() - began)
 
     def stop(self, engine: Mapping[str, float]) -> None:
         """The last answer has come."""
@@ -53,7 +54,7 @@ class Meter:
 
     def figures(self) -> dict[str, float]:
         """What was counted."""
-        return dict(self._found)
+        return {**self._found, "writing": sum(self._writing)}
 
 
 def merged(workers: Sequence[Mapping[str, float]], wall: float) -> dict[str, float]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -65,17 +65,28 @@ class Extraction:
 def extract_shards(work: Extraction, shards: Sequence[int], places: Sequence[Place]) -> dict[str, float]:
     """Makes some shards of the questions at these places, and says where the time went (`Meter`)."""
     writer, meter = work.writer(), Meter()
+    store(writer, ahead(answered(work, shards, places, meter)), meter)
+    return meter.figures()
+
+
+def store(writer: FeatureWriter, shards: Iterator[tuple[int, list[FeatureRow]]], meter: Meter) -> None:
+    """Commits shards; each is encoded while the one before it is hashed, and the one before that stored."""
 
     def encoded() -> Generator[EncodedShard]:
-        for shard, rows in ahead(answered(work, shards, places, meter)):
+        for shard, rows in shards:
             with meter.writing():
                 done = writer.encode(shard, rows)
             yield done
 
-    for shard in ahead(encoded()):
+    def hashed() -> Generator[EncodedShard]:
+        for shard in ahead(encoded()):
+            with meter.writing():
+                assert shard.digest
+            yield shard
+
+    for shard in ahead(hashed()):
         with meter.writing():
             writer.put(shard)
-    return meter.figures()
 
 
 def answered(

@@ -7,8 +7,9 @@
 Raw is what any store has to do: the same objects created in the same order (flushed on a disk), and the same ranges
 read by as many threads, one on a disk and those of `storage/bucket.py` in a bucket, into one batch's memory that is
 used again and again, with nothing checked. Ours makes rows into shards, hashes and checks; a batch is ready to be used.
-Everything is interleaved; ratios are of speed, medians over pairs with a bootstrap 95 % interval. Reads come from a
-warm page cache. `cpu` is core-seconds of this process per GB.
+Everything is interleaved; ratios are of speed, medians over pairs with a bootstrap 95 % interval. On a disk reads are
+measured twice, the files being dropped from the page cache before (a store larger than memory is always read so), and
+kept there. `cpu` is core-seconds of this process per GB.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ from thinkdiff.schemas.features import FeatureSet
 from thinkdiff.storage.bucket import REQUESTS_AT_ONCE, client, settings
 from thinkdiff.storage.feature_store import FeatureRow, FeatureStore, FeatureWriter
 from thinkdiff.storage.root import Folder
-from thinkdiff.tasks.ahead import ahead
+from thinkdiff.tasks.extraction_meter import Meter
+from thinkdiff.tasks.feature_work import store
 
 BATCH, RUN = 96, 16
 POOL = ThreadPoolExecutor(REQUESTS_AT_ONCE)
@@ -66,11 +68,10 @@ class Place:
         return FeatureWriter(folder, rows=rows, tokens=self.tokens, width=self.width, shard_size=self.shard)
 
     def write(self, folder: Folder, rows: int) -> FeatureWriter:
-        """A store, as the stage writes it: the next shard is encoded while the last one is stored."""
+        """A store, as the stage writes it."""
         writer = self.writer(folder, rows)
         writer.prepare()
-        for shard in ahead(writer.encode(shard, self.rows(writer.span(shard))) for shard in range(writer.shards)):
-            writer.put(shard)
+        store(writer, ((shard, self.rows(writer.span(shard))) for shard in range(writer.shards)), Meter())
         return writer
 
 
@@ -162,8 +163,11 @@ def against_raw(place: Place, options: argparse.Namespace) -> None:
         used.append(place.fresh())
         return used[-1]
 
-    cases: dict[str, tuple[int, Callable[[], object], Callable[[], object]]] = {
-        "write": (options.rows * row, lambda: raw_write(new(), objects), lambda: place.write(new(), options.rows)),
+    def drop() -> None:
+        for file in raw.files:
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    read: dict[str, tuple[int, Callable[[], object], Callable[[], object]]] = {
         f"random, batches of {BATCH}": (
             len(picks) * row, lambda: raw.read(picks, 1), lambda: taken(store, "exact", whole // BATCH),
         ),
@@ -171,21 +175,45 @@ def against_raw(place: Place, options: argparse.Namespace) -> None:
             len(runs) * row, lambda: raw.read(runs, RUN), lambda: taken(store, "runs", whole // BATCH),
         ),
     }  # fmt: skip
-    for name, (size, theirs, ours) in cases.items():
-        pairs = []
-        for number in range(options.pairs + 1):
-            both = [timed(theirs), timed(ours)] if number % 2 else [timed(ours), timed(theirs)][::-1]
-            pairs.append(both)
-            for old in used:
-                old.delete_all()
-            used.clear()
-        ratio = median([raw[0] / our[0] for raw, our in pairs[1:]])
-        figures = [
-            f"{size / 1e6 / statistics.median(p[i][0] for p in pairs[1:]):6.0f} MB/s"
-            f" {statistics.median(p[i][1] for p in pairs[1:]) / size * 1e9:5.2f} cpu"
-            for i in range(2)
-        ]
-        print(f"{name:26} raw {figures[0]}   ours {figures[1]}   ratio {ratio}", flush=True)
+    compare("write", options.pairs, options.rows * row, lambda: raw_write(new(), objects),
+            lambda: place.write(new(), options.rows), lambda: (drop_all(used), os.sync()))  # fmt: skip
+    for name, case in read.items():
+        if raw.files:
+            compare(f"{name}, cold", options.pairs, *case, drop)
+        compare(name, options.pairs, *case, lambda: None)
+
+
+def drop_all(used: list[Folder]) -> None:
+    """Removes folders."""
+    for folder in used:
+        folder.delete_all()
+    used.clear()
+
+
+def compare(
+    name: str,
+    number: int,
+    size: int,
+    theirs: Callable[[], object],
+    ours: Callable[[], object],
+    before: Callable[[], object],
+) -> None:
+    """Prints the speed of both over `size` bytes, and the ratio over some pairs after one that is thrown away."""
+    pairs = []
+    for turn in range(number + 1):
+        found = {}
+        for which in (theirs, ours) if turn % 2 else (ours, theirs):
+            before()
+            found[which] = timed(which)
+        pairs.append((found[theirs], found[ours]))
+    del pairs[0]
+    figures = [
+        f"{size / 1e6 / statistics.median(p[i][0] for p in pairs):6.0f} MB/s"
+        f" {statistics.median(p[i][1] for p in pairs) / size * 1e9:5.2f} cpu"
+        for i in range(2)
+    ]
+    ratio = median([raw[0] / our[0] for raw, our in pairs])
+    print(f"{name:30} raw {figures[0]}   ours {figures[1]}   ratio {ratio}", flush=True)
 
 
 def by_shards(place: Place, pairs: int) -> None:
