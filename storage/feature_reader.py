@@ -50,7 +50,8 @@ from thinkdiff.storage.root import Folder
 
 TABLES_AT_ONCE = 8
 SHARDS_AT_ONCE = 2  # each is in memory twice while it is checked and copied
-MAX_RUN = 1 << 25
+MAX_RUN = 1 << 25  # bytes of neighbouring rows that one request asks for
+LOCAL_RUN = 1 << 20  # the same on a disk, where a request costs little
 States = dict[TokenKind, npt.NDArray[Any]]
 LENGTHS: dict[TokenKind, str] = {"generated": "length", "input": "input_length"}
 
@@ -211,36 +212,42 @@ class FeatureReader:
             raise self._not_finite(f"in row {index}")
         return state
 
-    def _fill(self, kind: TokenKind, wanted: Sequence[int], outs: Iterable[npt.NDArray[Any]]) -> None:
+    def _fill(
+        self, kind: TokenKind, wanted: Sequence[int], outs: Iterable[npt.NDArray[Any]], lengths: Sequence[int] = ()
+    ) -> None:
         """Reads rows, in the order of their numbers, into arrays (T, D) of the array's type; neighbours together.
 
-        Numbers that are stored as they are come straight to their place.
+        Numbers that are stored as they are come straight to their place. With lengths, what is within them is checked
+        to be finite and what is behind them is zero; each row is looked at while it is in the processor's cache.
         """
         layout = self.layouts[kind]
         self._read_indices(kind, {index // layout.shard_size for index in wanted})
         requests: list[tuple[str, int, list[Bytes]]] = []
-        members: list[list[tuple[int, npt.NDArray[Any], Bytes, Bytes]]] = []
-        reached = 0
-        for index, out_TD in zip(wanted, outs, strict=True):
+        members: list[list[tuple[int, npt.NDArray[Any], Bytes, Bytes, int | None]]] = []
+        reached, longest = 0, LOCAL_RUN if self.folder.is_local else MAX_RUN
+        for index, out_TD, length in zip(wanted, outs, lengths or [None] * len(wanted), strict=True):
             shard, place = divmod(index, layout.shard_size)
             name, (start, end) = shard_name(kind, shard), self._spans[kind, shard][place].tolist()
             plain = layout.codec == "none" and out_TD.flags.c_contiguous
             body = out_TD.reshape(-1).view(np.uint8) if plain else np.empty(end - start - CRC, np.uint8)
             checksum = np.empty(CRC, np.uint8)
-            if not requests or requests[-1][0] != name or reached != start or end - requests[-1][1] > MAX_RUN:
+            if not requests or requests[-1][0] != name or reached != start or end - requests[-1][1] > longest:
                 requests.append((name, start, []))
                 members.append([])
             requests[-1][2].extend((body, checksum))
-            members[-1].append((index, out_TD, body, checksum))
+            members[-1].append((index, out_TD, body, checksum, length))
             reached = end
         try:
             for request in self.folder.read_into(requests):
                 where = f"{self.folder.uri}/{requests[request][0]}"
-                for index, out_TD, body, checksum in members[request]:
+                for index, out_TD, body, checksum, length in members[request]:
                     self._must_be_recorded(kind, index, stored_checksum(checksum))
                     row_TD = decode_row(body, checksum, layout, index, where)
                     if not np.may_share_memory(row_TD, out_TD):
                         out_TD[:] = row_TD
+                    if length is not None:
+                        self._checked(out_TD[:length], index)
+                        out_TD[length:] = 0
         except FileNotFoundError as error:
             raise self._gone(error) from error
 

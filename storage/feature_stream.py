@@ -158,10 +158,7 @@ class FeatureStore(FeatureReader):
         lengths = numbers(table, LENGTHS[kind])
         features = self._memory.take((len(rows), layout.tokens, layout.width), layout.native)
         places = np.argsort(rows)
-        self._fill(kind, rows[places].tolist(), (features[place] for place in places))
-        for row_TD, row, length in zip(features, rows.tolist(), lengths.tolist(), strict=True):
-            self._checked(row_TD[:length], row)
-            row_TD[length:] = 0
+        self._fill(kind, rows[places].tolist(), (features[place] for place in places), lengths[places].tolist())
         return FeatureBatch(
             features,
             lengths,

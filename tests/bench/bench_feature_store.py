@@ -37,6 +37,7 @@ from store_artifacts import artifact_of
 from thinkdiff.schemas.features import FeatureSet
 from thinkdiff.storage.bucket import REQUESTS_AT_ONCE, client, settings
 from thinkdiff.storage.feature_store import FeatureRow, FeatureStore, FeatureWriter
+from thinkdiff.storage.memory import Memory
 from thinkdiff.storage.root import Folder
 from thinkdiff.tasks.extraction_meter import Meter
 from thinkdiff.tasks.feature_work import store
@@ -53,6 +54,7 @@ class Place:
         rng = np.random.default_rng(0)
         numbers = rng.standard_normal((16, self.tokens, self.width), np.float32)
         layout = self.writer(Folder("memory://x"), 1).layouts["generated"]
+        self.memory = Memory()
         self.states, self.ids = numbers.astype(layout.native), tuple(range(self.tokens))
 
     def rows(self, span: range) -> list[FeatureRow]:
@@ -70,6 +72,7 @@ class Place:
     def write(self, folder: Folder, rows: int) -> FeatureWriter:
         """A store, as the stage writes it."""
         writer = self.writer(folder, rows)
+        writer._memory = self.memory  # that of a writer which has been at work for a while
         writer.prepare()
         store(writer, ((shard, self.rows(writer.span(shard))) for shard in range(writer.shards)), Meter())
         return writer
