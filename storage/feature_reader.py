@@ -237,31 +237,36 @@ class FeatureReader:
             requests[-1][2].extend((body, checksum))
             members[-1].append((index, out_TD, body, checksum, length))
             reached = end
+
+        def check(request: int) -> None:
+            where = f"{self.folder.uri}/{requests[request][0]}"
+            for index, out_TD, body, checksum, length in members[request]:
+                self._must_be_recorded(kind, index, stored_checksum(checksum))
+                row_TD = decode_row(body, checksum, layout, index, where)
+                if not np.may_share_memory(row_TD, out_TD):
+                    out_TD[:] = row_TD
+                if length is not None:
+                    self._checked(out_TD[:length], index)
+                    out_TD[length:] = 0
+
         try:
-            for request in self.folder.read_into(requests):
-                where = f"{self.folder.uri}/{requests[request][0]}"
-                for index, out_TD, body, checksum, length in members[request]:
-                    self._must_be_recorded(kind, index, stored_checksum(checksum))
-                    row_TD = decode_row(body, checksum, layout, index, where)
-                    if not np.may_share_memory(row_TD, out_TD):
-                        out_TD[:] = row_TD
-                    if length is not None:
-                        self._checked(out_TD[:length], index)
-                        out_TD[length:] = 0
+            self.folder.read_into(requests, check)
         except FileNotFoundError as error:
             raise self._gone(error) from error
 
     def _must_be_recorded(self, kind: TokenKind, index: int, checksum: int) -> None:
         """Raises StoreError for a row of another shard or store: whole in itself, and not the one that was written."""
         shard, place = divmod(index, self._layout.shard_size)
-        if (kind, shard) not in self._checksums:
-            self._checksums[kind, shard] = numbers(self._table(shard), CHECKSUMS[kind])
         if checksum != self._checksums[kind, shard][place]:
             where = f"{self.folder.uri}/{shard_name(kind, shard)}"
             raise damaged(where, f"row {index} failing its checksum or another one in its place")
 
     def _read_indices(self, kind: TokenKind, shards: set[int]) -> None:
+        """Has for these shards where each row is and which checksum it was written with."""
         layout = self.layouts[kind]
+        for shard in sorted(shards):
+            if (kind, shard) not in self._checksums:
+                self._checksums[kind, shard] = numbers(self._table(shard), CHECKSUMS[kind])
         lacking = sorted(shard for shard in shards if (kind, shard) not in self._spans)
         sizes = [self._entry(shard_name(kind, shard)).size for shard in lacking]
         ranges = [

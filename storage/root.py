@@ -144,26 +144,33 @@ class Folder:
             self._must_have(name, start, end - start, len(data))
         return found
 
-    def read_into(self, requests: Sequence[tuple[str, int, Buffers]]) -> Iterator[int]:
-        """Fills the buffers of each (name, start, buffers) from `start` on, and says each time which is done, in order.
+    def read_into(self, requests: Sequence[tuple[str, int, Buffers]], act: Callable[[int], object]) -> None:
+        """Fills the buffers of each (name, start, buffers) from `start` on and calls `act` with its number.
 
-        Raises what `read_range` raises.
+        In a bucket many are under way, and `act` is called in several threads. Raises what `read_range` and it raise.
         """
+
+        def done(place: int, got: int) -> None:
+            name, start, buffers = requests[place]
+            self._must_have(name, start, sum(map(len, buffers)), got)
+            act(place)
+
         if not requests:
+            return
+        if bucket := self.bucket:
+            with readable(self.full(requests[0][0])):
+                bucket.read_into([(self._key(name), start, buffers) for name, start, buffers in requests], done)
             return
         with readable(self.full(requests[0][0])):
             found = self._into(requests)
-        for place, (name, start, buffers) in enumerate(requests):
+        for place, (name, _, _) in enumerate(requests):
             with readable(self.full(name)):
                 got = next(found)
-            self._must_have(name, start, sum(map(len, buffers)), got)
-            yield place
+            done(place, got)
 
     def _into(self, requests: Sequence[tuple[str, int, Buffers]]) -> Iterator[int]:
         if self.is_local:
             return disk.read_into([(self.full(name), start, buffers) for name, start, buffers in requests])
-        if bucket := self.bucket:
-            return bucket.read_into([(self._key(name), start, buffers) for name, start, buffers in requests])
         ranges = [(name, start, start + sum(map(len, buffers))) for name, start, buffers in requests]
         return (disk.scatter(data, request[2]) for data, request in zip(self._ranges(ranges), requests, strict=True))
 

@@ -107,19 +107,26 @@ def test_read_range_past_the_end_raises_store_error(place: Folder):
             place.read_ranges([("file", 0, 1), ("file", start, end)])
 
 
-def test_read_into_fills_buffers_of_any_sizes_in_order(place: Folder):
+def test_read_into_fills_buffers_of_any_sizes(place: Folder):
     data = np.frombuffer(os.urandom(9000), np.uint8)
     for name in ("one", "two"):
         place.write(name, data.tobytes())
     buffers = [[np.zeros(size, np.uint8) for size in (7, 4, 0, 1)], [np.zeros(2, np.uint8) for _ in range(2500)]]
-    done = list(place.read_into([("one", 8980, buffers[0]), ("two", 3000, buffers[1])]))
-    assert done == [0, 1]
+    done: list[int] = []
+    place.read_into([("one", 8980, buffers[0]), ("two", 3000, buffers[1])], done.append)
+    assert sorted(done) == [0, 1]
     assert (np.concatenate(buffers[0]) == data[8980:8992]).all()
     assert (np.concatenate(buffers[1]) == data[3000:8000]).all()
     with pytest.raises(StoreError, match="truncated"):
-        list(place.read_into([("one", 8995, buffers[0])]))
+        place.read_into([("one", 0, buffers[0]), ("one", 8995, buffers[0])], done.append)
     with pytest.raises(FileNotFoundError):
-        list(place.read_into([("three", 0, buffers[0])]))
+        place.read_into([("one", 0, buffers[0]), ("three", 0, buffers[0])], done.append)
+    with pytest.raises(LockedError):
+        place.read_into([("one", 0, buffers[0]), ("two", 0, buffers[0])], refuse)
+
+
+def refuse(request: int) -> None:
+    raise LockedError(f"request {request}")
 
 
 def test_sizes_lists_below_a_prefix_and_no_neighbour(place: Folder):
