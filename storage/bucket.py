@@ -26,7 +26,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
 from obstore.store import S3Store
 
 from thinkdiff.schemas.errors import SpecError
-from thinkdiff.storage.disk import Buffers, Octets, scatter
+from thinkdiff.storage.disk import Octets
 
 CLIENT, PATIENCE = "THINKDIFF_S3_CLIENT", "THINKDIFF_S3_TIMEOUT"
 REQUESTS_AT_ONCE = 32
@@ -66,17 +66,13 @@ class Bucket:
         """`read_range` of many (key, start, end), several at a time."""
         return list(at_once(lambda wanted: self.read_range(*wanted), ranges))
 
-    def read_into(self, requests: Sequence[tuple[str, int, Buffers]], done: Callable[[int, int], object]) -> None:
-        """Fills the buffers of each (key, start, buffers) from `start` on, several at a time.
+    def each_range(self, ranges: Sequence[tuple[str, int, int]], act: Callable[[int, Any], object]) -> None:
+        """Calls `act` with the number and a view of the bytes of each (key, start, end), in several threads."""
 
-        Each calls `done` in its thread, with its number and how many bytes there were.
-        """
+        def one(place: int) -> None:
+            act(place, self._range(*ranges[place]))
 
-        def fill(place: int) -> None:
-            key, start, buffers = requests[place]
-            done(place, scatter(self._range(key, start, start + sum(map(len, buffers))), buffers))
-
-        for _ in at_once(fill, range(len(requests))):
+        for _ in at_once(one, range(len(ranges))):
             pass
 
     def _range(self, key: str, start: int, end: int) -> bytes | obstore.Bytes:

@@ -65,16 +65,6 @@ def fill(file: int, start: int, buffers: Buffers) -> int:
     return start - begin
 
 
-def scatter(data: Any, buffers: Buffers) -> int:
-    """Copies bytes into buffers, as many as there are; says how many."""
-    left = np.frombuffer(data, np.uint8)
-    size = len(left)
-    for buffer in buffers:
-        part, left = left[: len(buffer)], left[len(buffer) :]
-        buffer[: len(part)] = part
-    return size
-
-
 @contextmanager
 def temporary(path: str, pieces: Iterable[Octets]) -> Iterator[str]:
     """A flushed file of these bytes beside `path`, which is gone afterwards unless it was moved. Raises OSError."""

@@ -238,16 +238,19 @@ class FeatureReader:
             members[-1].append((index, out_TD, body, checksum, length))
             reached = end
 
-        def check(request: int) -> None:
+        def check(request: int, buffer: int) -> None:
+            member, checksum_there = divmod(buffer, 2)
+            if not checksum_there:
+                return
             where = f"{self.folder.uri}/{requests[request][0]}"
-            for index, out_TD, body, checksum, length in members[request]:
-                self._must_be_recorded(kind, index, stored_checksum(checksum))
-                row_TD = decode_row(body, checksum, layout, index, where)
-                if not np.may_share_memory(row_TD, out_TD):
-                    out_TD[:] = row_TD
-                if length is not None:
-                    self._checked(out_TD[:length], index)
-                    out_TD[length:] = 0
+            index, out_TD, body, checksum, length = members[request][member]
+            self._must_be_recorded(kind, index, stored_checksum(checksum))
+            row_TD = decode_row(body, checksum, layout, index, where)
+            if not np.may_share_memory(row_TD, out_TD):
+                out_TD[:] = row_TD
+            if length is not None:
+                self._checked(out_TD[:length], index)
+                out_TD[length:] = 0
 
         try:
             self.folder.read_into(requests, check)

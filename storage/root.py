@@ -18,6 +18,7 @@ from typing import IO, Any, TypeVar
 
 import fsspec
 import fsspec.config
+import numpy as np
 
 from thinkdiff.schemas.artifact import FileEntry
 from thinkdiff.schemas.errors import RootError, StoreError, ThinkDiffError
@@ -144,35 +145,38 @@ class Folder:
             self._must_have(name, start, end - start, len(data))
         return found
 
-    def read_into(self, requests: Sequence[tuple[str, int, Buffers]], act: Callable[[int], object]) -> None:
-        """Fills the buffers of each (name, start, buffers) from `start` on and calls `act` with its number.
+    def read_into(self, requests: Sequence[tuple[str, int, Buffers]], act: Callable[[int, int], object]) -> None:
+        """Fills the buffers of each (name, start, buffers) from `start` on, and calls `act` with a request's number and
+        that of its buffer, one by one while they are in the processor's cache.
 
-        In a bucket many are under way, and `act` is called in several threads. Raises what `read_range` and it raise.
+        In a bucket many requests are under way, each in a thread. Raises what `read_range` and `act` raise.
         """
-
-        def done(place: int, got: int) -> None:
-            name, start, buffers = requests[place]
-            self._must_have(name, start, sum(map(len, buffers)), got)
-            act(place)
-
-        if not requests:
-            return
-        if bucket := self.bucket:
-            with readable(self.full(requests[0][0])):
-                bucket.read_into([(self._key(name), start, buffers) for name, start, buffers in requests], done)
-            return
-        with readable(self.full(requests[0][0])):
-            found = self._into(requests)
-        for place, (name, _, _) in enumerate(requests):
-            with readable(self.full(name)):
-                got = next(found)
-            done(place, got)
-
-    def _into(self, requests: Sequence[tuple[str, int, Buffers]]) -> Iterator[int]:
-        if self.is_local:
-            return disk.read_into([(self.full(name), start, buffers) for name, start, buffers in requests])
         ranges = [(name, start, start + sum(map(len, buffers))) for name, start, buffers in requests]
-        return (disk.scatter(data, request[2]) for data, request in zip(self._ranges(ranges), requests, strict=True))
+        if self.is_local:
+            filled = disk.read_into([(self.full(name), start, buffers) for name, start, buffers in requests])
+            for place, (name, start, end) in enumerate(ranges):
+                with readable(self.full(name)):
+                    got = next(filled)
+                self._must_have(name, start, end - start, got)
+                for buffer in range(len(requests[place][2])):
+                    act(place, buffer)
+            return
+
+        def scatter(place: int, data: bytes) -> None:
+            name, start, end = ranges[place]
+            view, used = np.frombuffer(data, np.uint8), 0
+            self._must_have(name, start, end - start, len(view))
+            for number, buffer in enumerate(requests[place][2]):
+                buffer[:] = view[used : used + len(buffer)]
+                used += len(buffer)
+                act(place, number)
+
+        if bucket := self.bucket:
+            with readable(self.full(ranges[0][0]) if ranges else self.uri):
+                bucket.each_range([(self._key(name), start, end) for name, start, end in ranges], scatter)
+            return
+        for number, found in enumerate(self.read_ranges(ranges)):
+            scatter(number, found)
 
     def _must_have(self, name: str, start: int, expected: int, found: int) -> None:
         if found != expected:
@@ -351,13 +355,8 @@ class Folder:
     def check_writable(self) -> None:
         """Raises RootError in one sentence unless a file can be written here."""
         probe = f"{TEMPORARY}probe-{uuid.uuid4().hex}"
-        try:
-            self.write(probe, b"")
-            self.delete(probe)
-        except RootError:
-            raise
-        except Exception as error:
-            raise unwritable(self.uri, error) from error
+        self.write(probe, b"")
+        self.delete(probe)
 
 
 def locate(base: str, url: str) -> tuple[Folder, str]:

@@ -112,21 +112,26 @@ def test_read_into_fills_buffers_of_any_sizes(place: Folder):
     for name in ("one", "two"):
         place.write(name, data.tobytes())
     buffers = [[np.zeros(size, np.uint8) for size in (7, 4, 0, 1)], [np.zeros(2, np.uint8) for _ in range(2500)]]
-    done: list[int] = []
-    place.read_into([("one", 8980, buffers[0]), ("two", 3000, buffers[1])], done.append)
-    assert sorted(done) == [0, 1]
+    done: list[tuple[int, int]] = []
+
+    def note(request: int, buffer: int) -> None:
+        done.append((request, buffer))
+
+    place.read_into([("one", 8980, buffers[0]), ("two", 3000, buffers[1])], note)
+    assert sorted(done) == [(0, number) for number in range(4)] + [(1, number) for number in range(2500)]
+    place.read_into([], note)
     assert (np.concatenate(buffers[0]) == data[8980:8992]).all()
     assert (np.concatenate(buffers[1]) == data[3000:8000]).all()
     with pytest.raises(StoreError, match="truncated"):
-        place.read_into([("one", 0, buffers[0]), ("one", 8995, buffers[0])], done.append)
+        place.read_into([("one", 0, buffers[0]), ("one", 8995, buffers[0])], note)
     with pytest.raises(FileNotFoundError):
-        place.read_into([("one", 0, buffers[0]), ("three", 0, buffers[0])], done.append)
+        place.read_into([("one", 0, buffers[0]), ("three", 0, buffers[0])], note)
     with pytest.raises(LockedError):
         place.read_into([("one", 0, buffers[0]), ("two", 0, buffers[0])], refuse)
 
 
-def refuse(request: int) -> None:
-    raise LockedError(f"request {request}")
+def refuse(request: int, buffer: int) -> None:
+    raise LockedError(f"request {request}, buffer {buffer}")
 
 
 def test_sizes_lists_below_a_prefix_and_no_neighbour(place: Folder):

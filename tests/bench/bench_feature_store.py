@@ -5,8 +5,9 @@
     python tests/bench/bench_feature_store.py --flat [--on s3]     1, 10, 100 and 1,000 shards
 
 Raw is what any store has to do: the same objects created in the same order (flushed on a disk), and the same ranges
-read by as many threads, one on a disk and those of `storage/bucket.py` in a bucket, into one batch's memory that is
-used again and again, with nothing checked. Ours makes rows into shards, hashes and checks; a batch is ready to be used.
+read by as many threads, with nothing checked: on a disk one thread that reads into one batch's memory again and again,
+in a bucket obstore's bytes, looked at by nobody, in those of `storage/bucket.py`. Ours makes rows into shards, hashes
+and checks; a batch is ready to be used.
 Everything is interleaved; ratios are of speed, medians over pairs with a bootstrap 95 % interval. On a disk reads are
 measured twice, the files being dropped from the page cache before (a store larger than memory is always read so), and
 kept there. `cpu` is core-seconds of this process per GB.
@@ -123,7 +124,7 @@ class RawReader:
 
 def taken(store: FeatureStore, shuffle: str, batches: int) -> None:
     """Reads some batches and drops them."""
-    for number, _ in enumerate(store.iter_batches(BATCH, shuffle=shuffle, run=RUN, buffer=BATCH * 4), 1):  # type: ignore[arg-type]
+    for number, _ in enumerate(store.iter_batches(BATCH, shuffle=shuffle, run=RUN), 1):  # type: ignore[arg-type]
         if number == batches:
             return
 
