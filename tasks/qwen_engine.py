@@ -66,7 +66,7 @@ class EngineOptions:
 
 
 class QwenEngine:
-    """vLLM in a child process; use as a context manager.
+    """vLLM in a child process; use as a context manager. Not yet run on CUDA (`tests/bench/bench_gpu.py` does that).
 
     model_path: a local folder (then nothing is fetched) or a hub name with its `revision`. max_images: pictures per
     request at most. Execution only: max_num_seqs (requests decoded together), max_model_len (prompt plus generated

@@ -39,7 +39,7 @@ def row_of(made: Generation) -> FeatureRow:
 
 def writer_of(folder: str, batches: int, args: argparse.Namespace, width: int) -> FeatureWriter:
     writer = FeatureWriter(
-        Folder(folder), rows=batches * args.requests, tokens=args.tokens, width=width, dtype="float32",
+        Folder(folder), rows=batches * args.requests, tokens=args.tokens, width=width, dtype=args.dtype,
         shard_size=args.requests,
     )  # fmt: skip
     writer.prepare()
@@ -59,7 +59,13 @@ def accounted(model: str, sampling: Sampling, args: argparse.Namespace) -> dict[
     with (
         tempfile.TemporaryDirectory() as folder,
         QwenEngine(
-            model, dtype="float32", sampling=sampling, max_model_len=512, threads=1, log=lambda _: None
+            model,
+            dtype=args.dtype,
+            sampling=sampling,
+            max_model_len=512,
+            threads=1,
+            device=args.device,
+            log=lambda _: None,
         ) as engine,
     ):
         writer, writing = writer_of(folder, args.pairs, args, engine.hidden_size), 0.0
@@ -93,21 +99,9 @@ def pairs(model: str, sampling: Sampling, args: argparse.Namespace) -> dict[str,
 
     whole = {"max_num_batched_tokens": 1 << 16}  # prompts in pieces with seeds stop plain vLLM 0.32 on a CPU
     options = EngineOptions(
-        model,
-        None,
-        "float32",
-        sampling,
-        False,
-        frozenset({"generated"}),
-        1,
-        "auto",
-        256,
-        512,
-        None,
-        False,
-        False,
-        whole,
-    )
+        model, None, args.dtype, sampling, False, frozenset({"generated"}), 1, args.device, 256, 512, None, False,
+        False, whole,
+    )  # fmt: skip
     ours = VllmEngine(options)
     from vllm import LLM
 
@@ -143,6 +137,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--requests", type=int, default=256, help="of a batch, which is a shard")
     parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     args = parser.parse_args()
     sampling = Sampling(0.6, 0.9, args.tokens, "run_on")
     prepare_torchvision()

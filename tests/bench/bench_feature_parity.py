@@ -49,6 +49,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--text", action="append", help="text to draw from (repeatable)")
     parser.add_argument("--tolerance", type=float, default=1e-4)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--two-pass", action="store_true", help="vLLM's public interface alone, in place of the tap")
     return parser.parse_args()
 
@@ -65,14 +66,15 @@ def main() -> int:
     began = time.perf_counter()
     with QwenEngine(
         args.model, dtype=args.dtype, sampling=sampling, features=kinds, max_images=4, threads=args.threads,
-        two_pass=args.two_pass, log=print,
+        two_pass=args.two_pass, device=args.device, log=print,
     ) as engine:  # fmt: skip
         found = engine.generate(requests)
         versions = engine.versions
     seconds = {"vllm": time.perf_counter() - began}
     began = time.perf_counter()
     with TransformersEngine(
-        args.model, dtype=args.dtype, sampling=sampling, features=kinds, max_images=4
+        args.model, dtype=args.dtype, sampling=sampling, features=kinds, max_images=4,
+        device=args.device,
     ) as reference:  # fmt: skip
         expected = reference.generate(requests)
     seconds["transformers"] = time.perf_counter() - began
