@@ -34,7 +34,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
-from prefect.context import FlowRunContext
+from prefect.context import FlowRunContext, SyncClientContext
 from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import quote
@@ -104,6 +104,8 @@ class Work:
         if workers < 2:
             yield from (awaited(in_thread(job), watch) for job in jobs)
             return
+        with SyncClientContext.get_or_create():
+            pass  # outside of a flow: threads that start Prefect's temporary server together would race
         # a partial: Prefect and the task runners look into collections, and some take a `quote` apart
         piece: Any = task(name=function.__name__, cache_policy=NO_CACHE, persist_result=False)(called)
         with task_runner(self.run, workers) as runner, reserved(self.run, gpus):
