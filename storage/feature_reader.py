@@ -169,6 +169,8 @@ class FeatureReader:
         if kind not in self.layouts:
             raise StoreError(f"{self.folder.uri}: found no features of {kind} tokens, expected them. Extract them.")
         layout, table = self.layouts[kind], self.table
+        if not finite(np.array([padding], layout.native)):
+            raise ValueError(f"padding: found {padding}, expected a number that is finite in {layout.dtype}.")
         lengths = numbers(table, LENGTHS[kind])
         features_NTD = np.empty((layout.rows, layout.tokens, layout.width), layout.native)
 

@@ -15,7 +15,7 @@ later to finish the commit. What attempts have left without a record is removed 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -111,7 +111,7 @@ class FeatureWriter:
         if input_tokens:
             self.layouts["input"] = replace(layout, tokens=input_tokens, axis=AXES["input"])
         self._log = PartLog(folder, COMMITS, Part)
-        self._memory = Memory()
+        self._memory = {kind: Memory() for kind in self.layouts}
 
     @property
     def shards(self) -> int:
@@ -175,7 +175,7 @@ class FeatureWriter:
         """The first half of `commit`, which touches no store: it may run while the shard before is put."""
         self._check(shard, rows)
         objects: dict[TokenKind, memoryview] = {
-            kind: encode_shard(self._padded(kind, rows), len(rows), layout, self._memory)
+            kind: encode_shard(self._padded(kind, rows), len(rows), layout, self._memory[kind])
             for kind, layout in self.layouts.items()
         }
         sums: dict[TokenKind, list[int]] = {
@@ -270,9 +270,12 @@ class FeatureWriter:
             "way; look at the connection or the disk and run the stage again."
         )
 
-    def files(self) -> tuple[FileEntry, ...]:
-        """The entries of all files of the finished store. Raises StoreError when a shard is not committed."""
-        parts = self.committed()
+    def files(self, parts: Mapping[int, Part] | None = None) -> tuple[FileEntry, ...]:
+        """The entries of all files of the finished store, whose parts are those `committed`.
+
+        Raises StoreError when a shard is not committed.
+        """
+        parts = self.committed() if parts is None else parts
         must_be_whole(self.folder, parts, self.shards)
         fixed = [
             FileEntry(path=name, size=len(data), sha256=sha256_hex(data)) for name, data in self._metadata().items()

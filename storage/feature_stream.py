@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal, overload
+from typing import Literal, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -111,10 +111,12 @@ class FeatureStore(FeatureReader):
         all is left out when there are several. With "none" and "exact" a step's rows together are the same for any
         number of ranks at equal world * batch_size; with "runs" each rank has runs of its own.
         """
-        if min(batch_size, world, run, buffer) < 1 or not 0 <= rank < world or start < 0 or kind not in self.layouts:
+        known = kind in self.layouts and shuffle in get_args(Shuffle)
+        if min(batch_size, world, run, buffer) < 1 or not 0 <= rank < world or start < 0 or not known:
             raise ValueError(
-                f"batches: found {batch_size=}, {rank=}, {world=}, {start=}, {run=}, {buffer=}, {kind=}, expected "
-                f"positive sizes, a rank below world and one of {', '.join(self.layouts)}."
+                f"batches: found {batch_size=}, {rank=}, {world=}, {start=}, {run=}, {buffer=}, {kind=}, {shuffle=}, "
+                f"expected positive sizes, a rank below world, one of {', '.join(self.layouts)} and one of "
+                f"{', '.join(get_args(Shuffle))}."
             )
         order = self._order(shuffle, seed, epoch, rank, world, batch_size, run, buffer)
         size, begin = window_size(shuffle, batch_size, buffer), start * batch_size

@@ -46,23 +46,23 @@ class Folder:
     def at(uri: str) -> Folder:
         """The folder of a path or URL, made absolute.
 
-        Raises RootError when no filesystem is known for the URL's scheme.
+        Raises RootError for a scheme without a filesystem and for empty parts.
         """
         if "://" not in uri:
             return Folder(os.path.abspath(os.path.expanduser(uri)))
         scheme = uri.split("://", 1)[0]
         if scheme == "file":
             return Folder(os.path.abspath(uri.removeprefix("file://")))
-        if scheme not in ("s3", "memory"):
-            raise RootError(f"root: found scheme {scheme!r} in {uri!r}, expected a path or s3://bucket/prefix.")
+        empty = (
+            "an empty part" if "//" in "/" + uri.rstrip("/").partition("://")[2] else ""
+        )  # clients read it differently
+        if wrong := empty if scheme in ("s3", "memory") else f"scheme {scheme!r}":
+            raise RootError(f"root: found {wrong} in {uri!r}, expected a path or s3://bucket/prefix.")
         return Folder(uri.rstrip("/"))
 
     @staticmethod
     def source(uri: str) -> Folder:
-        """A folder that is only read, by a path or a URL of any scheme that fsspec knows.
-
-        Raises RootError for a scheme that it does not know.
-        """
+        """A folder that is only read, of any scheme that fsspec knows. Raises RootError for one that it does not."""
         scheme = uri.split("://", 1)[0]
         if "://" not in uri or scheme in ("file", "s3", "memory"):
             return Folder.at(uri)
@@ -223,6 +223,8 @@ class Folder:
                 bucket.write(self._key(name), data)
             else:
                 self._renewing(lambda fs: fs.pipe_file(path, bytes(data)))
+        except ThinkDiffError:
+            raise
         except Exception as error:
             raise unwritable(self.uri, error) from error
         return FileEntry(path=name, size=len(data), sha256=sha256_hex(data))
@@ -255,8 +257,8 @@ class Folder:
     def create(self, name: str, data: Octets) -> bool:
         """Writes a file only if there is none of that name; False, with nothing changed, if there is.
 
-        A hard link on disk and `If-None-Match: *` on S3, so exactly one of several writers wins. A PUT whose answer was
-        lost is sent again and refused for what it wrote itself, so False may mean these very bytes: read them.
+        A hard link on disk, `If-None-Match: *` on S3: one of several writers wins. A PUT whose answer was lost is
+        sent again and refused for what it wrote itself, so False may mean these very bytes: read them.
         """
         path = self.full(name)
         try:
@@ -268,6 +270,8 @@ class Folder:
                 self._renewing(lambda fs: fs.pipe_file(path, bytes(data), mode="create"))
         except FileExistsError:
             return False
+        except ThinkDiffError:
+            raise
         except Exception as error:
             if precondition_failed(error):
                 return False

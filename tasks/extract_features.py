@@ -47,8 +47,9 @@ def extract_features(work: Work, spec: FeatureSpec, images: ImageSet | None) -> 
             "extract_features: kept %d committed shards, made %d; children of another content are rebuilt.",
             len(kept), len(missing),
         )  # fmt: skip
-    parts, files = writer.committed().values(), writer.files()
-    tokens, ended, characters = (sum(part.info[name] for part in parts) for name in ("tokens", "ended", "characters"))
+    parts = writer.committed()
+    files, infos = writer.files(parts), [part.info for part in parts.values()]
+    tokens, ended, characters = (sum(info[name] for info in infos) for name in ("tokens", "ended", "characters"))
     reader = writer.reader(files)
     found = measure(reader, ended, tokens)
     written = work.folder.write(STATISTICS, found.model_dump_json().encode())

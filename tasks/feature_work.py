@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -65,7 +66,8 @@ class Extraction:
 def extract_shards(work: Extraction, shards: Sequence[int], places: Sequence[Place]) -> dict[str, float]:
     """Makes some shards of the questions at these places, and says where the time went (`Meter`)."""
     writer, meter = work.writer(), Meter()
-    store(writer, ahead(answered(work, shards, places, meter)), meter)
+    with closing(ahead(answered(work, shards, places, meter))) as made:
+        store(writer, made, meter)
     return meter.figures()
 
 
@@ -79,14 +81,16 @@ def store(writer: FeatureWriter, shards: Iterator[tuple[int, list[FeatureRow]]],
             yield done
 
     def hashed() -> Generator[EncodedShard]:
-        for shard in ahead(encoded()):
-            with meter.writing():
-                assert shard.digest
-            yield shard
+        with closing(ahead(encoded())) as made:
+            for shard in made:
+                with meter.writing():
+                    assert shard.digest
+                yield shard
 
-    for shard in ahead(hashed()):
-        with meter.writing():
-            writer.put(shard)
+    with closing(ahead(hashed())) as ready:
+        for shard in ready:
+            with meter.writing():
+                writer.put(shard)
 
 
 def answered(
@@ -101,11 +105,14 @@ def answered(
             asked.append(batch)
             yield requests_of(work, batch)
 
-    with borrowed_engine(
-        work.run, work.spec, work.model, add_vision_id=benchmark, max_images=work.max_images, log=log.debug
-    ) as engine:  # fmt: skip
+    with (
+        borrowed_engine(
+            work.run, work.spec, work.model, add_vision_id=benchmark, max_images=work.max_images, log=log.debug
+        ) as engine,
+        closing(ahead(requests())) as batches,
+    ):
         meter.start(engine.statistics())
-        for shard, made in zip(shards, engine.stream(ahead(requests())), strict=True):
+        for shard, made in zip(shards, engine.stream(batches), strict=True):
             meter.count(made)
             yield shard, [feature_row(work.spec, q, g) for q, g in zip(asked.popleft(), made, strict=True)]
         meter.stop(engine.statistics())

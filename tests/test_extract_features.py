@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import shutil
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from keyed_engine import WIDTH, KeyedEngine
 from many_images import FAILING, key_of, write_images
 from store_artifacts import artifact_of, flip
 
 from thinkdiff.schemas.artifact import Execution, Model
-from thinkdiff.schemas.errors import InputError, StoreError
+from thinkdiff.schemas.errors import InputError, StoreError, ThinkDiffError
 from thinkdiff.schemas.features import FeatureSet, FeatureSpec
 from thinkdiff.schemas.images import ImageSet
 from thinkdiff.storage.feature_store import FeatureReader
@@ -22,7 +26,7 @@ from thinkdiff.tasks import engines
 from thinkdiff.tasks.engines import Idle
 from thinkdiff.tasks.extract_features import extract_features
 from thinkdiff.tasks.feature_questions import keyed_number
-from thinkdiff.tasks.qwen_chat import Request
+from thinkdiff.tasks.qwen_chat import Generation, Request
 from thinkdiff.tasks.step import Made, Work
 
 SPEC = FeatureSpec(
@@ -80,6 +84,34 @@ def test_altered_rows_or_records_of_the_pictures_raise(tmp_path: Path, name: str
     flip(folder, name, 40)
     with pytest.raises(StoreError, match=f"{name}: found other bytes than recorded"):
         extract(tmp_path, images)
+
+
+@pytest.mark.parametrize("fault", ["encode", "put"])
+def test_engine_is_closed_when_a_commit_fails_and_the_collector_may_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+):
+    closed: list[int] = []
+
+    class Faulty(KeyedEngine):
+        """Answers that are no numbers, or a store that loses a folder to a file meanwhile."""
+
+        def close(self) -> None:
+            closed.append(1)
+
+        def answer(self, request: Request) -> Generation:
+            if fault == "put" and not (tmp_path / "features" / "rows").is_file():
+                shutil.rmtree(tmp_path / "features" / "rows", ignore_errors=True)
+                (tmp_path / "features" / "rows").write_text("no folder")
+            made = super().answer(request)
+            return replace(made, features=made.features * np.nan) if fault == "encode" else made
+
+    monkeypatch.setattr(engines, "open_engine", Faulty)
+    images = write_images(Folder(str(tmp_path / "images")), 400, 100)
+    with pytest.raises((ThinkDiffError, NotADirectoryError)) as caught:
+        extract(tmp_path, images)
+    assert closed == [1]
+    del caught
+    gc.collect()  # hangs where it finds a generator that is still open
 
 
 def test_set_without_pictures_is_refused(tmp_path: Path):

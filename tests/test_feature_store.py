@@ -352,3 +352,10 @@ def test_dimensions_of_one_name_have_one_size(tmp_path: Path):
     assert {name: len(found) for name, found in sizes.items()} == dict.fromkeys(
         ("row", "token", "input_token", "channel"), 1
     )
+
+
+@pytest.mark.parametrize("padding", [float("nan"), float("inf"), 1e39])
+def test_padding_that_is_no_number_of_the_store_is_refused(tmp_path: Path, padding: float):
+    features = write(Folder(str(tmp_path)))
+    with pytest.raises(ValueError, match="expected a number that is finite in float32"):
+        FeatureReader(features).load(padding=padding)

@@ -125,7 +125,9 @@ def test_runs_are_neighbours_in_random_order(store: FeatureStore):
     assert orders == {f"[{', '.join(order)}]" for order in permutations(runs)}
 
 
-@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"rank": 1}, {"world": 0}, {"start": -1}, {"run": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"batch_size": 0}, {"rank": 1}, {"world": 0}, {"start": -1}, {"run": 0}, {"shuffle": "Exact"}]
+)
 def test_batches_that_cannot_be_are_refused(store: FeatureStore, wrong: dict[str, Any]):
     options: dict[str, Any] = {"batch_size": 2} | wrong
     with pytest.raises(ValueError, match="expected positive sizes"):

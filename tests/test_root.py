@@ -24,6 +24,12 @@ def test_folder_at_makes_paths_absolute(tmp_path: Path, monkeypatch: pytest.Monk
     assert Folder.at("s3://bucket/prefix") / "stage" / "name" == Folder("s3://bucket/prefix/stage/name")
 
 
+@pytest.mark.parametrize("uri", ["s3://bucket//runs", "s3:///runs", "s3://bucket/a//b/"])
+def test_folder_at_an_empty_part_is_refused(uri: str):
+    with pytest.raises(RootError, match="found an empty part"):
+        Folder.at(uri)
+
+
 @pytest.mark.parametrize("uri", ["gs://bucket/x", "http://host/x", "x://y"])
 def test_folder_at_an_unknown_scheme_is_refused(uri: str):
     with pytest.raises(RootError, match="found scheme"):

@@ -73,7 +73,7 @@ class Place:
     def write(self, folder: Folder, rows: int) -> FeatureWriter:
         """A store, as the stage writes it."""
         writer = self.writer(folder, rows)
-        writer._memory = self.memory  # that of a writer which has been at work for a while
+        writer._memory["generated"] = self.memory  # that of a writer which has been at work for a while
         writer.prepare()
         store(writer, ((shard, self.rows(writer.span(shard))) for shard in range(writer.shards)), Meter())
         return writer
