@@ -22,6 +22,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from thinkdiff.schemas.errors import EngineError
@@ -167,13 +168,13 @@ class FeatureTap(Worker):
         states_ND: torch.Tensor = state.hidden_states
         runner: Any = self.model_runner
         batch = state.input_batch if self._v2 else runner.input_batch
+        live, number, size = self._live, self._number, self._buffer_STD.shape[1]
         first_rows = (batch.query_start_loc_np if self._v2 else runner.query_start_loc.np).tolist()
         source: list[int] = []
-        slot: list[int] = []
-        column: list[int] = []
+        target: list[int] = []  # slot * T + row
         for i, request_id in enumerate(batch.req_ids):
-            request = self._live.get(request_id)
-            if request is None or request.step != self._number:
+            request = live.get(request_id)
+            if request is None or request.step != number:
                 continue
             begin, end, row, last = request.begin, request.end, first_rows[i], request.prompt_length - 1
             if first_rows[i + 1] - row != end - begin:
@@ -181,8 +182,7 @@ class FeatureTap(Worker):
             first, beyond = begin - last, end - last
             if first == request.rows > 0 and beyond == first + 1 <= request.limit:  # one token more, as nearly always
                 source.append(row)
-                slot.append(request.slot)
-                column.append(first)
+                target.append(request.slot * size + first)
                 request.rows = beyond
                 continue
             self._copy_inputs(request, states_ND, row)
@@ -195,13 +195,12 @@ class FeatureTap(Worker):
             self._count["recomputed"] += min(request.rows, beyond) - first
             request.rows = max(request.rows, beyond)
             source += range(row + last + first - begin, row + last + beyond - begin)
-            slot += [request.slot] * (beyond - first)
-            column += range(first, beyond)
+            target += range(request.slot * size + first, request.slot * size + beyond)
         if source:
-            index = torch.tensor([source, slot, column])
+            index = torch.from_numpy(np.array([source, target]))  # half the time of torch.tensor
             if states_ND.is_cuda:  # all on the stream of the forward pass; nothing waits for the device
                 index = index.pin_memory().to(states_ND.device, non_blocking=True)
-            self._buffer_STD.index_put_((index[1], index[2]), states_ND.index_select(0, index[0]))
+            self._buffer_STD.flatten(0, 1).index_copy_(0, index[1], states_ND.index_select(0, index[0]))
         self._count["rows"] += len(source)
         self._count["steps"] += 1
 

@@ -4,9 +4,10 @@
     python tests/bench/bench_extraction.py random-20m
 
 First as the stage runs it, the engine in its child: thread seconds of the tap, of moving rows between processes and of
-writing shards, over the processor time of both processes. Then in one process, in interleaved pairs: the engine with
-the tap and a writer against plain `LLM.generate` of the same prompts, with the same seed for each request, and once
-more without seeds; ratios are medians with a bootstrap 95 % interval.
+writing shards, over the processor time of both processes; "bare" is what the system takes to write the same bytes to
+one file and flush it, measured after each shard and in no total. Then in one process, in interleaved pairs: the engine
+with the tap and a writer against plain `LLM.generate` of the same prompts, with the same seed for each request, and
+once more without seeds; ratios are medians with a bootstrap 95 % interval.
 """
 
 from __future__ import annotations
@@ -68,22 +69,34 @@ def accounted(model: str, sampling: Sampling, args: argparse.Namespace) -> dict[
             log=lambda _: None,
         ) as engine,
     ):
-        writer, writing = writer_of(folder, args.pairs, args, engine.hidden_size), 0.0
+        writer, writing, bare = writer_of(folder, args.pairs, args, engine.hidden_size), 0.0, 0.0
         engine.generate(batches[0])
         before, parent = engine.statistics(), time.process_time()
         for shard, answers in enumerate(engine.stream(batches[1:])):
             began = time.thread_time()
-            writer.commit(shard, [row_of(made) for made in answers])
+            part = writer.commit(shard, [row_of(made) for made in answers])
             writing += time.thread_time() - began
+            bare += write_bare(f"{folder}/bare", bytes(sum(entry.size for entry in part.files)))
         after, parent = engine.statistics(), time.process_time() - parent
     used = {name: after[name] - before[name] for name in after if name.endswith("_seconds")}
-    total = used["cpu_seconds"] + parent
+    total = used["cpu_seconds"] + parent - bare
     shares = {
         "tap": used["tap_seconds"] / total,
         "moving": (used["moving_seconds"] + used["received_seconds"]) / total,
         "writing": writing / total,
     }
-    return {"cpu_seconds": total, **shares, "all": sum(shares.values())}
+    return {"cpu_seconds": total, **shares, "all": sum(shares.values()), "bare": bare / total}
+
+
+def write_bare(path: str, data: bytes) -> float:
+    """Thread seconds of the file system for a new file of these bytes."""
+    with open(path, "wb", buffering=0) as file:
+        began = time.thread_time()
+        file.write(data)
+        os.fsync(file.fileno())
+        seconds = time.thread_time() - began
+    os.unlink(path)
+    return seconds
 
 
 def cost(work: Callable[[], object]) -> tuple[float, float]:
