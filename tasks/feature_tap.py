@@ -12,7 +12,7 @@ prompt_length - 1 + i. Rows are written by absolute position and never appended:
 V1 (CPU) and V2 (GPU) on one device. Names that vLLM does not promise are used; `check_internals` looks for them
 when the model is loaded.
 
-Shapes: S slots, T generated tokens at most, D hidden size, N tokens of a step.
+Shapes: S slots, T generated tokens at most, D hidden size, N tokens of a step, F = S T rows of the buffer, B requests.
 """
 
 from __future__ import annotations
@@ -63,6 +63,23 @@ class LiveRequest:
 
 
 @dataclasses.dataclass(slots=True)
+class SteadySteps:
+    """Steps in which the same requests decode one token each: all that changes is one number.
+
+    `done` of them are not yet counted in the requests, `left` may follow before one of these has all its rows.
+    """
+
+    ids: list[str]  # in the order of the batch
+    requests: list[LiveRequest]
+    target_B: torch.Tensor  # where the last step's rows went in the buffer
+    left: int
+    cached_ids: list[str]  # in the scheduler's order, and the position that it is to announce next for each
+    positions: list[int]
+    done: int = 0
+    announced: bool = False  # the schedule of a step was read, its rows are not copied yet
+
+
+@dataclasses.dataclass(slots=True)
 class TakenRows:
     """Rows of a request that has ended, on the host once `ready` has passed."""
 
@@ -89,11 +106,13 @@ class FeatureTap(Worker):
         self._live: dict[str, LiveRequest] = {}
         self._ended: dict[str, TakenRows] = {}
         self._number = 0  # of the step, from 1
-        self._count = {"steps": 0, "rows": 0, "recomputed": 0, "preempted": 0}
+        self._count = {"steps": 0, "steady": 0, "rows": 0, "recomputed": 0, "preempted": 0}
         self._seconds = 0.0
         self._step = {"prefill_seconds": 0.0, "decode_seconds": 0.0}
         self._vision = VisionClock(self.model_runner.get_model())
         self._reads_prompts = False
+        self._steady: SteadySteps | None = None
+        self._cached: tuple[list[str], list[int]] = [], []
         self._step_began = 0.0
 
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
@@ -119,6 +138,9 @@ class FeatureTap(Worker):
 
     def _read_schedule(self, scheduled: Any) -> None:
         """Note which positions each live request computes in this step; begin and end requests."""
+        if self._goes_on(scheduled):
+            return
+        self._leave_steady()
         for request_id in scheduled.finished_req_ids:  # ended and aborted ones
             self._end(request_id)
         self._count["preempted"] += len(scheduled.preempted_req_ids or ())
@@ -127,6 +149,7 @@ class FeatureTap(Worker):
         self._reads_prompts = any(count > 1 for count in tokens.values())
         cached = scheduled.scheduled_cached_reqs
         starts = list(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        self._cached = list(cached.req_ids), list(cached.num_computed_tokens)
         for new in scheduled.scheduled_new_reqs:
             starts.append((new.req_id, new.num_computed_tokens))
             extra = (new.sampling_params.extra_args if new.sampling_params else None) or {}
@@ -137,6 +160,38 @@ class FeatureTap(Worker):
             request = live.get(request_id)
             if request is not None and request_id in tokens:
                 request.step, request.begin, request.end = self._number, start, start + tokens[request_id]
+
+    def _goes_on(self, scheduled: Any) -> bool:
+        """Whether this is one more of the steady steps, which is noted."""
+        steady, cached = self._steady, scheduled.scheduled_cached_reqs
+        if (
+            steady is None
+            or steady.announced
+            or not steady.left
+            or scheduled.finished_req_ids
+            or scheduled.preempted_req_ids
+            or scheduled.scheduled_new_reqs
+            or sum(scheduled.num_scheduled_tokens.values()) != len(steady.ids)
+            or cached.req_ids != steady.cached_ids
+            or cached.num_computed_tokens != steady.positions
+        ):
+            return False
+        self._number += 1
+        self._reads_prompts = False
+        steady.positions = [position + 1 for position in steady.positions]
+        steady.announced = True
+        return True
+
+    def _leave_steady(self) -> None:
+        """Count what the steady steps have done in their requests."""
+        steady, self._steady = self._steady, None
+        if steady is None:
+            return
+        for request in steady.requests:
+            request.rows += steady.done
+            request.begin += steady.done + steady.announced
+            request.end += steady.done + steady.announced
+            request.step = self._number
 
     def _begin(self, new: Any, extra: Mapping[str, Any]) -> LiveRequest:
         if not self._free:  # preempted requests hold their slots, so more may be live than run
@@ -168,10 +223,23 @@ class FeatureTap(Worker):
         states_ND: torch.Tensor = state.hidden_states
         runner: Any = self.model_runner
         batch = state.input_batch if self._v2 else runner.input_batch
+        rows_FD = self._buffer_STD.flatten(0, 1)
+        if self._steady is not None:
+            steady = self._steady
+            if steady.announced and batch.req_ids == steady.ids:
+                steady.target_B += 1
+                rows_FD.index_copy_(0, steady.target_B, states_ND[: len(steady.ids)])
+                steady.done, steady.left, steady.announced = steady.done + 1, steady.left - 1, False
+                self._count["rows"] += len(steady.ids)
+                self._count["steps"] += 1
+                self._count["steady"] += 1
+                return
+            self._leave_steady()
         live, number, size = self._live, self._number, self._buffer_STD.shape[1]
         first_rows = (batch.query_start_loc_np if self._v2 else runner.query_start_loc.np).tolist()
         source: list[int] = []
         target: list[int] = []  # slot * T + row
+        ones: list[LiveRequest] = []  # that decode one token
         for i, request_id in enumerate(batch.req_ids):
             request = live.get(request_id)
             if request is None or request.step != number:
@@ -184,6 +252,7 @@ class FeatureTap(Worker):
                 source.append(row)
                 target.append(request.slot * size + first)
                 request.rows = beyond
+                ones.append(request)
                 continue
             self._copy_inputs(request, states_ND, row)
             # async scheduling may run one position beyond the limit
@@ -200,9 +269,18 @@ class FeatureTap(Worker):
             index = torch.from_numpy(np.array([source, target]))  # half the time of torch.tensor
             if states_ND.is_cuda:  # all on the stream of the forward pass; nothing waits for the device
                 index = index.pin_memory().to(states_ND.device, non_blocking=True)
-            self._buffer_STD.flatten(0, 1).index_copy_(0, index[1], states_ND.index_select(0, index[0]))
+            rows_FD.index_copy_(0, index[1], states_ND.index_select(0, index[0]))
+            if len(ones) == len(source) == len(batch.req_ids) == first_rows[len(source)]:
+                self._enter_steady(list(batch.req_ids), ones, index[1])
         self._count["rows"] += len(source)
         self._count["steps"] += 1
+
+    def _enter_steady(self, ids: list[str], requests: list[LiveRequest], target_B: torch.Tensor) -> None:
+        """Expect the next step to be like this one."""
+        order, positions = self._cached
+        if len(order) == len(ids):
+            left = min(request.limit - request.rows for request in requests)
+            self._steady = SteadySteps(ids, requests, target_B, left, order, [position + 1 for position in positions])
 
     def _copy_inputs(self, request: LiveRequest, states_ND: torch.Tensor, row: int) -> None:
         """Keep the states of the prompt's positions in this step, the first of which is `row` of the states."""
@@ -229,6 +307,7 @@ class FeatureTap(Worker):
 
         There may be one row more than tokens (async scheduling). Incomplete input rows are None.
         """
+        self._leave_steady()
         wanted = set(keys)
         for request_id in [i for i, request in self._live.items() if request.key in wanted]:
             self._end(request_id)  # the scheduler reports the end of a request with its next step only

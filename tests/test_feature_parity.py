@@ -86,6 +86,7 @@ def test_tokens_and_features_equal_transformers(
         assert_same_inputs(found, expected)
     assert (counts["preempted"] > 0) == (setting == "starved")
     assert (counts["recomputed"] > 0) == (setting == "starved")
+    assert 0 < counts["steady"] < counts["steps"]  # both ways of copying rows had their turn
     assert counts["live"] == counts["ended"] == 0
     used = {name: counts[name] - before[name] for name in ("vision_seconds", "prefill_seconds")}
     assert 0 < used["vision_seconds"] < used["prefill_seconds"]
