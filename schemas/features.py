@@ -77,7 +77,7 @@ class FeatureSpec(Spec):
 class FeatureSet(Artifact):
     """A Zarr v3 store of (N, T, D) features with one Parquet of ids, texts and keys per shard, and `statistics.json`.
 
-    counts: rows, shards, tokens; stats: hidden_size, shape, shard_size, recomputed_shards and the like.
+    counts: rows, shards, tokens; stats: hidden_size, shape, shard_size and the like.
     """
 
 

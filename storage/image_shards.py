@@ -153,22 +153,20 @@ def placed(table: pa.Table, sizes: Mapping[str, int]) -> npt.NDArray[np.bool_]:
     return (ok & inside) | (failed & reasoned)
 
 
-def pictures_of(artifact: ImageSet, keys: Sequence[str]) -> dict[str, bytes]:
-    """The pictures of those keys that have one. Raises StoreError for bytes other than those recorded."""
-    table = read_table(checked_bytes(artifact, INDEX), ROWS, artifact.path(INDEX))
-    wanted = pc.call_function("is_in", [table.column("key")], pc.SetLookupOptions(pa.array(keys, pa.string())))
-    found = [row for row in rows_of(table.filter(wanted)) if row.status == OK]
-    return {row.key: data for row, data in zip(found, read_pictures(Folder(artifact.uri), found), strict=True)}
-
-
 def read_pictures(folder: Folder, rows: Sequence[IndexRow]) -> list[bytes]:
-    """The pictures of some rows of an ImageSet's index. Raises StoreError for bytes other than those recorded."""
+    """The pictures of some rows of an ImageSet's index. Raises StoreError for a lost shard or bytes not as recorded."""
     ranges = []
     for row in rows:
         if row.shard is None or row.offset is None or row.size is None:
             raise StoreError(f"{folder.uri}: {row.key}: found no picture ({row.reason}), expected one.")
         ranges.append((shard_name(row.shard), row.offset, row.offset + row.size))
-    pictures = folder.read_ranges(ranges)
+    try:
+        pictures = folder.read_ranges(ranges)
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"{folder.uri}: found no file {error.filename or error}, expected a shard of pictures. It was lost; re-run "
+            "fetch_images with --refresh."
+        ) from error
     for row, picture in zip(rows, pictures, strict=True):
         if sha256_hex(picture) != row.sha256:
             raise StoreError(

@@ -138,12 +138,16 @@ def read_scores(card: Scorecard, order: list[str]) -> Scores:
 def read_answers(features: FeatureSet, images: ImageSet, count: int) -> list[Spoken]:
     """The first rows of a feature set with their pictures."""
     from thinkdiff.storage.feature_store import FeatureReader
-    from thinkdiff.storage.image_shards import pictures_of
+    from thinkdiff.storage.image_pieces import PicturedRows, PieceReader
+    from thinkdiff.storage.image_shards import read_pictures
+    from thinkdiff.storage.root import Folder
     from thinkdiff.tasks.report_features import Spoken
 
     reader = FeatureReader(features)
     rows = reader.rows(range(min(count, len(reader))), inputs=False)
-    pictures = pictures_of(images, [row.key for row in rows])
+    folder, pieces = Folder(images.uri), PicturedRows(images).pieces(range(len(rows)))  # rows are those with a picture
+    pictured = PieceReader(folder).rows(pieces)
+    pictures = {row.key: data for row, data in zip(pictured, read_pictures(folder, pictured), strict=True)}
     return [Spoken(row.key, pictures.get(row.key), row.prompt, row.text) for row in rows]
 
 
