@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import uuid
 from collections import deque
@@ -18,6 +20,8 @@ TEMPORARY = ".tmp-"
 Octets = bytes | bytearray | memoryview
 Buffers = Sequence[npt.NDArray[np.uint8]]
 MOST_BUFFERS = 1024  # of one system call
+BLOCK = 4096  # bytes, to which what passes the page cache must be aligned
+LARGE = 1 << 20
 AHEAD = 32  # requests that the disk knows of
 
 
@@ -72,13 +76,33 @@ def temporary(path: str, pieces: Iterable[Octets]) -> Iterator[str]:
     parent.mkdir(parents=True, exist_ok=True)
     name = parent / f"{TEMPORARY}{uuid.uuid4().hex}"
     try:
-        with open(name, "wb") as file:
-            file.writelines(pieces)
-            file.flush()
+        with open(name, "wb", buffering=0) as file:
+            for piece in pieces:
+                write(file.fileno(), piece)
             os.fsync(file.fileno())
         yield str(name)
     finally:
         name.unlink(missing_ok=True)
+
+
+def write(file: int, piece: Octets) -> None:
+    """Appends bytes; many of them past the page cache, where the file system can. Raises OSError."""
+    left = memoryview(piece).cast("B")
+    blocks = len(left) - len(left) % BLOCK
+    if blocks >= LARGE and np.frombuffer(left, np.uint8).ctypes.data % BLOCK == 0:
+        flags = fcntl.fcntl(file, fcntl.F_GETFL)
+        try:
+            fcntl.fcntl(file, fcntl.F_SETFL, flags | os.O_DIRECT)
+            written = os.write(file, left[:blocks])
+            left = left[written - written % BLOCK :]
+            os.lseek(file, -(written % BLOCK), os.SEEK_CUR)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        finally:
+            fcntl.fcntl(file, fcntl.F_SETFL, flags)
+    while left:
+        left = left[os.write(file, left) :]
 
 
 def replace(path: str, pieces: Iterable[Octets]) -> None:

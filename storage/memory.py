@@ -11,10 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 MOST_ARRAYS = 4
+PAGE = 4096
 
 
 class Memory:
-    """Arrays of any content. One that nobody has a view of any more is given out again; a few are kept."""
+    """Arrays of any content, each from the start of a page on, as writing past the page cache wants it.
+
+    One that nobody has a view of any more is given out again; a few are kept.
+    """
 
     def __init__(self) -> None:
         self._arrays: list[npt.NDArray[np.uint8]] = []
@@ -25,13 +29,15 @@ class Memory:
         size = math.prod(shape) * np.dtype(dtype).itemsize
         with self._lock:
             free = [place for place in range(len(self._arrays)) if sys.getrefcount(self._arrays[place]) == UNSEEN]
-            fits = [place for place in free if len(self._arrays[place]) >= size]
+            fits = [place for place in free if len(self._arrays[place]) >= size + PAGE]
             if not fits:
                 for place in free[::-1]:
                     del self._arrays[place]
-                self._arrays = [*self._arrays[1 - MOST_ARRAYS :], np.empty(size, np.uint8)]
+                self._arrays = [*self._arrays[1 - MOST_ARRAYS :], np.empty(size + PAGE, np.uint8)]
                 fits = [len(self._arrays) - 1]
-            return self._arrays[fits[0]][:size].view(dtype).reshape(shape)
+            whole = self._arrays[fits[0]]
+            start = -whole.ctypes.data % PAGE
+            return whole[start : start + size].view(dtype).reshape(shape)
 
 
 def references() -> int:

@@ -18,6 +18,7 @@ def test_memory_is_given_out_again_once_its_views_are_gone():
     first = memory.take((4, 8), ml_dtypes.bfloat16)
     assert (first.shape, first.dtype) == ((4, 8), ml_dtypes.bfloat16)
     where = address(first)
+    assert where % 4096 == 0
     del first
     assert address(memory.take((2, 8), np.float32)) == where
 

@@ -36,6 +36,7 @@ from s3_server import bucket_url
 from store_artifacts import artifact_of
 
 from thinkdiff.schemas.features import FeatureSet
+from thinkdiff.storage import disk
 from thinkdiff.storage.bucket import REQUESTS_AT_ONCE, client, settings
 from thinkdiff.storage.feature_store import FeatureRow, FeatureStore, FeatureWriter
 from thinkdiff.storage.memory import Memory
@@ -91,6 +92,19 @@ def raw_write(folder: Folder, objects: dict[str, bytes]) -> None:
         else:
             bucket, key = folder.full(name).removeprefix("s3://").split("/", 1)
             obstore.put(client(settings(), bucket, 1 << 12), key, data, mode="create")
+
+
+def raw_write_past_cache(folder: Folder, objects: dict[str, memoryview]) -> None:
+    """The same on a disk, large objects past the page cache; they begin on a page."""
+    for name, data in objects.items():
+        disk.create(folder.full(name), [data])
+
+
+def on_pages(data: bytes) -> memoryview:
+    """The bytes in memory that begins on a page."""
+    held = Memory().take((len(data),))
+    held[:] = np.frombuffer(data, np.uint8)
+    return held.data
 
 
 class RawReader:
@@ -184,6 +198,13 @@ def against_raw(place: Place, options: argparse.Namespace) -> None:
         "write", options.pairs, times * options.rows * row, lambda: [raw_write(new(), objects) for _ in range(times)],
         lambda: place.write(new(), times * options.rows), lambda: (drop_all(used), os.sync()),
     )  # fmt: skip
+    if raw.files:
+        paged = {name: on_pages(data) for name, data in objects.items()}
+        compare(
+            "write, raw past the page cache", options.pairs, times * options.rows * row,
+            lambda: [raw_write_past_cache(new(), paged) for _ in range(times)],
+            lambda: place.write(new(), times * options.rows), lambda: (drop_all(used), os.sync()),
+        )  # fmt: skip
     for name, case in read.items():
         if raw.files:
             compare(f"{name}, cold", options.pairs, *case, drop)
