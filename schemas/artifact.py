@@ -122,6 +122,13 @@ class Execution(Frozen):
     threads: int = Field(default=0, ge=0, description="CPU threads of a model; 0 leaves it to the recipe")
     batch: int = Field(default=64, ge=1, description="pictures generated or judged together")
     max_num_seqs: int = Field(default=256, ge=1, description="requests the engine runs together")
+    ranks: int = Field(default=0, ge=0, description="processes that train together; 0: one for each GPU, else one")
+    micro_batch: int = Field(
+        default=0, ge=0, description="samples of a process that are in memory together; 0: all of its share of a step"
+    )
+    compile: bool = Field(default=False, description="a training fuses its decoder's kernels; a minute at the start")
+    tracker: Literal["tensorboard", "none"] = Field(default="tensorboard", description="where a training is drawn")
+    keep_checkpoints: int = Field(default=2, ge=1, description="of the newest of a training; the best one is kept too")
     workers: int = Field(
         default=0, ge=0, description="parts of a stage worked on together; 0: as the stage thinks best"
     )

@@ -6,6 +6,7 @@ ThinkDiffError                  anything a user can act on; the command line exi
 ├── InputError (ValueError)     a collection file that is missing, empty or of another format
 ├── ModelError (OSError)        a model folder or hub model that is not whole
 ├── EngineError (RuntimeError)  an engine or decoding process died, or its version is not supported
+├── TrainingError (RuntimeError) a training that diverged, was stopped or lost its process
 ├── StoreError (OSError)        an artifact's bytes are missing, truncated or altered
 └── LockedError (RuntimeError)  another run holds the lease of the same artifact
 """
@@ -35,6 +36,10 @@ class ModelError(ThinkDiffError, OSError):
 
 class EngineError(ThinkDiffError, RuntimeError):
     """The inference engine died or is of an unsupported version."""
+
+
+class TrainingError(ThinkDiffError, RuntimeError):
+    """A training that diverged, was stopped, or whose process died."""
 
 
 class StoreError(ThinkDiffError, OSError):

@@ -8,7 +8,7 @@ pickle; bfloat16 arrays are those of ml_dtypes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -113,9 +113,18 @@ class CheckpointWriter:
                 self._log.reject(step, "other bytes than recorded")
         return None
 
-    def keep(self, last: int) -> None:
-        """Removes all checkpoints but the newest `last`."""
-        for step in sorted(self._committed())[:-last] if last else sorted(self._committed()):
+    def at(self, step: int) -> Tensors:
+        """The arrays of the checkpoint of a step. Raises StoreError when it is not there or not whole."""
+        part = self._committed().get(step)
+        if part is None:
+            raise StoreError(f"{self.folder.uri}: found no checkpoint of step {step}, expected one. Train again.")
+        data = verified_bytes(self.folder, part.files[0])
+        return read_tensors(data, f"{self.folder.uri}/{tensors_name(step)}")
+
+    def keep(self, last: int, also: Sequence[int] = ()) -> None:
+        """Removes all checkpoints but the newest `last` and those of the steps `also`."""
+        steps = sorted(self._committed())
+        for step in set(steps[: len(steps) - last]) - set(also):
             # The record first: what has no record is no checkpoint.
             self.folder.delete(self._log.name(step))
             self.folder.delete(tensors_name(step))

@@ -125,11 +125,11 @@ class FeatureStore(FeatureReader):
         if not windows:
             return
         with ThreadPoolExecutor(1) as pool:
-            reading = pool.submit(self._window, windows[0], kind)
+            reading = pool.submit(self.window, windows[0], kind)
             for following in [*windows[1:], None]:
                 window = reading.result()
                 if following is not None:
-                    reading = pool.submit(self._window, following, kind)
+                    reading = pool.submit(self.window, following, kind)
                 for first in range(0, len(window.rows), batch_size):
                     yield window.part(slice(first, first + batch_size))
 
@@ -154,7 +154,7 @@ class FeatureStore(FeatureReader):
         pieces = [mixing.permutation(order[at : at + size]) for at in range(0, len(order), size)]
         return np.concatenate([order[:0], *pieces])
 
-    def _window(self, rows: Rows, kind: TokenKind) -> FeatureBatch:
+    def window(self, rows: Rows, kind: TokenKind) -> FeatureBatch:
         """Some rows as one batch, in their order."""
         layout, table = self.layouts[kind], self.table.take(pa.array(rows)).combine_chunks()
         lengths = numbers(table, LENGTHS[kind])

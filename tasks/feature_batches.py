@@ -1,86 +1,177 @@
 """Which features and which text each training step sees: pure functions of (seed, step), so resuming needs no state.
 
-In: a feature store in memory, of generated or of input tokens. Out: prompt rows and target texts.
-Shapes: B batch, L prompt rows, Q the VLM's width.
+In: a feature store, of generated or of input tokens. Out: a rank's share of each step, packed: prompt rows and target
+tokens. All ranks draw the whole step, so that it is the same for any number of them, and each reads its share alone.
+Shapes: B samples of a step, P prompt rows of a share, Q the VLM's width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 from thinkdiff.schemas.aligner import AlignerSpec
-
-if TYPE_CHECKING:
-    from thinkdiff.storage.feature_store import LoadedFeatures
+from thinkdiff.schemas.features import TokenKind
+from thinkdiff.storage.feature_reader import LENGTHS
+from thinkdiff.storage.feature_stream import FeatureBatch
 
 VALIDATION_STREAM = 1 << 40
+Ints = npt.NDArray[np.int64]
+
+
+class Source(Protocol):
+    """Where features come from: a FeatureStore, or one in memory."""
+
+    @property
+    def table(self) -> pa.Table:
+        """`length` and `token_ids` of every row."""
+        ...
+
+    def window(self, rows: Ints, kind: TokenKind) -> FeatureBatch:
+        """Some rows, in the order asked."""
+        ...
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process has in memory together.
+
+    x_PQ: prompt rows in the stored type; prompts: how many of them each sample has; targets: its token ids;
+    members: its place in the step.
+    """
+
+    x_PQ: npt.NDArray[Any]
+    prompts: list[int]
+    targets: list[list[int]]
+    members: Ints
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompt rows (B, L, Q) float32, zero past each length; their mask (B, L) int64; B target texts."""
+    """A step, or a part of the validation. rows, prompts and tokens (B,) are of all ranks, the shares of one.
 
-    x_BLQ: np.ndarray
-    mask_BL: np.ndarray
+    prompts and tokens: how many each sample has. weights_B: float64, what a token of each sample counts; over the whole
+    step the weights of tokens sum to 1.
+    """
+
+    rows: Ints
+    prompts: Ints
+    tokens: Ints
+    weights_B: npt.NDArray[np.float64]
+    shares: list[Share]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Which tokens of which rows are shown, the text of the others, and that text as token ids of the T5."""
+
+    rows: Ints
+    shown: list[Ints]
     texts: list[str]
+    targets: list[list[int]]
 
 
 class FeatureBatches:
     """Shuffled epochs without replacement over the trainable rows, the first `validation_rows` of them held out.
 
     Rows are stored in the order of their keys, which are hashes, so the first rows are a random draw. A row is
-    trainable when it has at least two tokens: one to show and one to predict.
+    trainable when it has at least two tokens: one to show and one to predict. `t5_tokens` makes token ids of texts.
     """
 
-    def __init__(self, spec: AlignerSpec, features: LoadedFeatures, tokenizer: Any) -> None:
-        self.spec, self.features, self.tokenizer = spec, features, tokenizer
-        self.answer_lengths = (features.token_ids >= 0).sum(1)
-        usable = np.flatnonzero(self.answer_lengths >= 2)
-        self.skipped = len(self.answer_lengths) - len(usable)
+    def __init__(
+        self, spec: AlignerSpec, source: Source, tokenizer: Any, t5_tokens: Callable[[Sequence[str]], list[list[int]]],
+        rank: int = 0, ranks: int = 1, micro_batch: int = 0,
+    ) -> None:  # fmt: skip
+        self.spec, self.source, self.tokenizer, self.t5_tokens = spec, source, tokenizer, t5_tokens
+        self.rank, self.ranks, self.micro_batch = rank, ranks, micro_batch or spec.batch
+        self._prompts = source.table.column(LENGTHS[spec.features]).to_numpy()
+        self._token_ids = source.table.column("token_ids")
+        lengths = source.table.column("length").to_numpy()
+        usable = np.flatnonzero(lengths >= 2)
+        self.skipped = len(lengths) - len(usable)
         held_out = min(spec.validation_rows, max(len(usable) - 1, 0))
         self.validation_rows, self.training_rows = usable[:held_out], usable[held_out:]
+        self._epoch_number, self._order = -1, usable
 
-    def training(self, step: int) -> Batch:
-        """The batch of a step, counted from 0."""
-        count, size = len(self.training_rows), self.spec.batch
-        rows = []
-        for position in range(step * size, (step + 1) * size):
-            epoch, place = divmod(position, count)
-            rows.append(self.training_rows[self._epoch(epoch)[place]])
-        return self._batch(rows, np.random.default_rng([self.spec.seed, step]))
+    def keys(self, rows: Sequence[int]) -> list[str]:
+        """The samples' keys."""
+        return self.source.table.column("key").take(pa.array(rows, pa.int64())).to_pylist()
 
-    def validation(self) -> list[Batch]:
+    def rows_of(self, step: int) -> Ints:
+        """The rows of a step, counted from 0."""
+        rows = np.empty(self.spec.batch, np.int64)
+        for place in range(self.spec.batch):
+            epoch, at = divmod(step * self.spec.batch + place, len(self.training_rows))
+            rows[place] = self.training_rows[self._epoch(epoch)[at]]
+        return rows
+
+    def training(self, begin: int, end: int) -> Iterator[Batch]:
+        """The batches of some steps."""
+        for step in range(begin, end):
+            yield self._batch(self.draw(self.rows_of(step), [self.spec.seed, step]))
+
+    def validation(self) -> Iterator[Batch]:
         """The held-out rows, split the same way every time."""
         size = max(self.spec.batch, 64)
-        chunks = [self.validation_rows[i : i + size] for i in range(0, len(self.validation_rows), size)]
-        return [
-            self._batch(list(rows), np.random.default_rng([self.spec.seed, VALIDATION_STREAM, i]))
-            for i, rows in enumerate(chunks)
-        ]
+        for number, first in enumerate(range(0, len(self.validation_rows), size)):
+            rows = self.validation_rows[first : first + size]
+            yield self._batch(self.draw(rows, [self.spec.seed, VALIDATION_STREAM, number]))
 
-    def _epoch(self, epoch: int) -> np.ndarray:
-        if getattr(self, "_epoch_number", None) != epoch:
+    def draw(self, rows: Ints, stream: list[int]) -> Draw:
+        """Splits samples: k of a sample's L tokens are shown, k uniform in 1 … min(L - 1, max_split)."""
+        rng = np.random.default_rng(stream)
+        shown, rest = [], []
+        for row in rows:
+            ids = np.asarray(self._token_ids[int(row)].values)
+            if self.spec.masking == "none":
+                shown.append(np.arange(self._prompts[row]))
+                rest.append(ids)
+                continue
+            count = int(rng.integers(1, min(len(ids) - 1, self.spec.max_split) + 1))
+            element = self.spec.masking == "element"
+            seen = np.sort(rng.permutation(len(ids))[:count]) if element else np.arange(count)
+            shown.append(seen)
+            rest.append(np.delete(ids, seen))
+        texts = self.tokenizer.batch_decode(rest, skip_special_tokens=True)
+        return Draw(rows, shown, texts, self.t5_tokens(texts))
+
+    def readings(self) -> tuple[list[str], Share] | None:
+        """Some held-out rows as validation splits them, for all ranks to read, and the texts of what is not shown."""
+        rows = self.validation_rows[: self.spec.readings]
+        if not len(rows):
+            return None
+        draw = self.draw(rows, [self.spec.seed, VALIDATION_STREAM, 0])
+        return draw.texts, self._share(draw, np.arange(len(rows)))
+
+    def _epoch(self, epoch: int) -> Ints:
+        if self._epoch_number != epoch:
             rng = np.random.default_rng([self.spec.seed, VALIDATION_STREAM + 1, epoch])
             self._epoch_number, self._order = epoch, rng.permutation(len(self.training_rows))
         return self._order
 
-    def _batch(self, rows: list[int], rng: np.random.Generator) -> Batch:
-        prompts, targets = [], []
-        for row in rows:
-            answer = int(self.answer_lengths[row])
-            shown, cut = int(self.features.lengths[row]), 0
-            if self.spec.masking == "split":
-                shown = cut = int(rng.integers(1, min(answer - 1, self.spec.max_split) + 1))
-            prompts.append(self.features.features[row, :shown])
-            targets.append(self.features.token_ids[row, cut:answer])
-        texts = self.tokenizer.batch_decode(targets, skip_special_tokens=True)
-        longest, width = max(len(p) for p in prompts), prompts[0].shape[1]
-        x_BLQ = np.zeros((len(rows), longest, width), np.float32)
-        mask_BL = np.zeros((len(rows), longest), np.int64)
-        for i, prompt in enumerate(prompts):
-            x_BLQ[i, : len(prompt)] = prompt
-            mask_BL[i, : len(prompt)] = 1
-        return Batch(x_BLQ, mask_BL, texts)
+    def _batch(self, draw: Draw) -> Batch:
+        tokens = np.array([len(target) for target in draw.targets])
+        # Longest first, dealt in turn: ranks have equal work, and what is in memory together is of like lengths.
+        mine = np.argsort(-tokens, kind="stable")[self.rank :: self.ranks]
+        cuts = range(0, len(mine), self.micro_batch)
+        shares = [self._share(draw, mine[first : first + self.micro_batch]) for first in cuts]
+        prompts = np.array([len(shown) for shown in draw.shown])
+        return Batch(draw.rows, prompts, tokens, token_weights(self.spec, tokens), shares)
+
+    def _share(self, draw: Draw, members: Ints) -> Share:
+        found = self.source.window(draw.rows[members], self.spec.features)
+        seen = [draw.shown[member] for member in members]
+        x_PQ = np.concatenate([states_TQ[one] for states_TQ, one in zip(found.features, seen, strict=True)])
+        return Share(x_PQ, [len(one) for one in seen], [draw.targets[member] for member in members], members)
+
+
+def token_weights(spec: AlignerSpec, tokens: Ints) -> npt.NDArray[np.float64]:
+    """What a token of each of B samples counts in the loss. tokens: (B,)."""
+    groups = spec.loss_groups if spec.loss_mean == "groups" and not len(tokens) % spec.loss_groups else 1
+    sums = tokens.reshape(groups, -1).sum(1)
+    return np.repeat(1 / (groups * sums), len(tokens) // groups)

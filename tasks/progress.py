@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -31,6 +32,7 @@ class Progress:
     def __init__(self, stage: str, total: int, unit: str, log: Any) -> None:
         self.stage, self.total, self.unit, self.log = stage, total, unit, log
         self.done, self._resumed = 0, 0
+        self.note: Callable[[], str] = str  # what else there is to say, asked for when it is shown
         self._terminal = sys.stderr.isatty()
         self._bar: Any = None
 
@@ -87,8 +89,10 @@ class Progress:
         """One line: done, total, rate and time left."""
         rate = self.rate()
         left = f", {max(self.total - self.done, 0) / rate:.0f} s left" if rate > 0 and self.done < self.total else ""
-        return f"{self.stage}: {self.done} of {self.total} {self.unit}, {rate:.1f}/s{left}"
+        note = f"; {note}" if (note := self.note()) else ""
+        return f"{self.stage}: {self.done} of {self.total} {self.unit}, {rate:.1f}/s{left}{note}"
 
     def _show_artifact(self) -> None:
         if self._artifact is not None:
-            update_progress_artifact(self._artifact, progress=min(100.0, 100.0 * self.done / max(self.total, 1)))
+            share = min(100.0, 100.0 * self.done / max(self.total, 1))
+            update_progress_artifact(self._artifact, progress=share, description=self.line())

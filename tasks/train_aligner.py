@@ -1,180 +1,117 @@
 """Stage 4. Features -> an aligner whose outputs a frozen T5 decoder reads (paper, section 3; authors' training code).
 
-A prefix of a sample's token features goes through the aligner to the decoder's cross-attention; the loss is that of
-the text that follows. Single process. Data order, splits and start depend on (seed, step) alone, so a run killed at
-any point ends in the same bytes as one left in peace. Shapes: B batch, L prompt rows, Q VLM width, D T5 width.
+On several GPUs, or with `ranks`, it starts torchrun and one process for each; alone it trains in this one. The loop is
+`aligner_training`, the same for both.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from thinkdiff.schemas.aligner import AlignerCheckpoint, AlignerSpec
-from thinkdiff.schemas.artifact import Model
-from thinkdiff.schemas.errors import InputError
+from thinkdiff.schemas.artifact import Execution
+from thinkdiff.schemas.errors import SpecError, TrainingError
 from thinkdiff.schemas.features import FeatureSet
 from thinkdiff.tasks.step import Made, Work, step
-
-if TYPE_CHECKING:
-    import torch
-
-    from thinkdiff.tasks.feature_batches import Batch, FeatureBatches
-    from thinkdiff.tasks.t5_decoder import T5Decoder
-
-
-def learning_rate(spec: AlignerSpec, step: int) -> float:
-    """Linear warm-up, then cosine or line to `min_lr` over `schedule_steps`, counted from step 0 as the authors do."""
-    if step < spec.warmup_steps:
-        return spec.warmup_lr + (spec.lr - spec.warmup_lr) * step / spec.warmup_steps
-    share = min(step / spec.schedule_steps, 1.0)
-    fall = 0.5 * (1 + math.cos(math.pi * share)) if spec.schedule == "cosine" else 1 - share
-    return spec.min_lr + (spec.lr - spec.min_lr) * fall
 
 
 @step(AlignerCheckpoint)
 def train_aligner(work: Work, spec: AlignerSpec, features: FeatureSet) -> Made:
-    """Trains one aligner; resumes at the step after the last checkpoint."""
-    import torch
-
+    """Trains one aligner; resumes at the step after the last checkpoint. On SIGTERM it leaves one and stops."""
     from thinkdiff.storage.checkpoints import CheckpointWriter, save_aligner
-    from thinkdiff.storage.feature_store import FeatureReader
-    from thinkdiff.tasks.aligner import Aligner, AlignerConfig
-    from thinkdiff.tasks.feature_batches import FeatureBatches
-    from thinkdiff.tasks.models import compute_device, loading, model_path
-    from thinkdiff.tasks.t5_decoder import T5Decoder
+    from thinkdiff.tasks.trackers import EventFile, tracked_files
+    from thinkdiff.tasks.training_watch import TrainingWatch
 
-    device = compute_device(work.run)
-    if work.run.threads:
-        torch.set_num_threads(work.run.threads)
-    torch.manual_seed(spec.seed)
-    # On a CPU the frozen weights stay float32 under autocast; on a GPU they are held in the type they compute in.
-    held = torch.bfloat16 if device == "cuda" and spec.precision == "bfloat16" else torch.float32
-    t5 = T5Decoder(model_path(spec.t5, work.run), device, held)
-    vlm = model_path(Model(**features.spec["vlm"]), work.run)
-    with loading(vlm):
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(vlm)
-    data = FeatureBatches(spec, FeatureReader(features).load(spec.features), tokenizer)
-    if spec.steps and not len(data.training_rows):
-        raise InputError(
-            f"train_aligner: found {len(data.validation_rows)} trainable rows, expected more than the "
-            f"{spec.validation_rows} held out for validation. Lower validation_rows or extract more."
-        )
-    config = AlignerConfig(features.stats["hidden_size"], spec.hidden or t5.width, t5.width, spec.norm)
-    aligner = Aligner(config, t5.norm_D.cpu()).to(device)
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in aligner.parameters() if p.ndim >= 2], "weight_decay": spec.weight_decay},
-            {"params": [p for p in aligner.parameters() if p.ndim < 2], "weight_decay": 0.0},
-        ],
-        lr=spec.lr,
-        betas=(spec.beta1, spec.beta2),
-    )
-    checkpoints = CheckpointWriter(work.folder)
-    begin, training, validation = restore(checkpoints.latest(), aligner, optimizer)
-
+    tracker = EventFile if work.run.tracker == "tensorboard" else None
+    watch = TrainingWatch(spec.steps, lambda begin: tracker(work.folder, begin) if tracker else None)
     with work.progress(spec.steps, "steps") as progress:
-        progress.resume(begin)
-        for now in range(begin, spec.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(spec, now)
-            loss, tokens = batch_loss(aligner, t5, data.training(now), spec, device)
-            optimizer.zero_grad(set_to_none=True)
-            (loss / tokens).backward()
-            if spec.clip_grad_norm is not None:
-                torch.nn.utils.clip_grad_norm_(aligner.parameters(), spec.clip_grad_norm)
-            optimizer.step()
-            training.append(round(loss.item() / tokens, 6))
-            if not math.isfinite(training[-1]):
-                raise InputError(
-                    f"train_aligner: found the loss {training[-1]} at step {now}, expected a finite one. "
-                    "The training diverged; lower the learning rate."
-                )
-            done = now + 1
-            if done % spec.validation_every == 0 or done == spec.steps:
-                validation.append([done, validation_loss(aligner, t5, data, spec, device)])
-                work.log.info("train_aligner: step %d, validation loss %.4f", done, validation[-1][1])
-            if done % spec.checkpoint_every == 0 and done < spec.steps:
-                checkpoints.save(done, snapshot(aligner, optimizer), {"training": training, "validation": validation})
-                checkpoints.keep(2)
-            progress.advance()
+        progress.note = watch.line
 
-    weights = {name: value.detach().cpu().numpy() for name, value in aligner.state_dict().items()}
-    files = save_aligner(work.folder, weights, config.as_dict())
-    losses = json.dumps({"training": training, "validation": validation}).encode()
-    files = (*files, work.folder.write("losses.json", losses))
+        def report(event: dict[str, Any]) -> None:
+            watch.hear(event)
+            if event["event"] == "start":
+                progress.resume(event["step"])
+            elif event["event"] == "step":
+                progress.advance()
+            elif event["event"] == "validation":
+                work.log.info("train_aligner: step %d, validation loss %.4f", event["step"], event["loss"])
+
+        run_training(work, spec, features, report)
+    watch.close()
+    checkpoints = CheckpointWriter(work.folder)
+    found = checkpoints.latest()
+    if found is None or found[0] < spec.steps:
+        raise TrainingError(
+            f"train_aligner: found itself asked to stop at step {found[0] if found else 0}, expected to go on to "
+            f"{spec.steps}. A checkpoint of that step is written; run it again to go on from there."
+        )
+    _, tensors, history = found
+    best = min(history["validation"], key=lambda pair: pair[1])[0] if history["validation"] else spec.steps
+    if spec.weights == "best":
+        tensors = checkpoints.at(best)
+    weights = {n.removeprefix("weights/"): value for n, value in tensors.items() if n.startswith("weights/")}
+    files = save_aligner(work.folder, weights, watch.start["config"])
+    files = (*files, work.folder.write("losses.json", json.dumps(history).encode()), *tracked_files(work.folder))
     checkpoints.clear()
+    begin = watch.start["step"]
     return Made(
         files=files,
         counts={
             "steps": spec.steps,
-            "parameters": sum(p.numel() for p in aligner.parameters()),
-            "training_rows": len(data.training_rows),
-            "validation_rows": len(data.validation_rows),
-            "skipped_rows": data.skipped,
+            **{name: watch.start[name] for name in ("parameters", "training_rows", "validation_rows", "skipped_rows")},
         },
-        stats={
-            "hidden_size": features.stats["hidden_size"],
-            "final_training_loss": round(sum(training[-100:]) / len(training[-100:]), 4) if training else None,
-            "final_validation_loss": round(validation[-1][1], 4) if validation else None,
-        },
+        stats={"hidden_size": features.stats["hidden_size"], **results(history, best)},
         note=f"resumed at step {begin}" if begin else "",
+        page="\n\n".join(part for part in (watch.line(), watch.page) if part),
     )
 
 
-def batch_loss(
-    aligner: torch.nn.Module, t5: T5Decoder, batch: Batch, spec: AlignerSpec, device: str
-) -> tuple[torch.Tensor, int]:
-    """Summed loss of a batch and its number of target tokens."""
+def run_training(work: Work, spec: AlignerSpec, features: FeatureSet, report: Any) -> None:
+    """In this process, or in several."""
+    from thinkdiff.tasks.models import compute_device
+
+    device = compute_device(work.run)
+    world = number_of_ranks(work.run, device, spec.batch)
+    if world > 1:
+        from thinkdiff.tasks.training_process import Order
+        from thinkdiff.tasks.training_ranks import train_together
+
+        order = Order(spec=spec, run=work.run, features=features.uri, folder=work.folder.uri).model_dump_json()
+        train_together(order, world, work.run.threads, report, work.log)
+        return
     import torch
 
-    x_BLQ = torch.from_numpy(batch.x_BLQ).to(device)
-    mask_BL = torch.from_numpy(batch.mask_BL).to(device)
-    labels_BU = t5.labels(batch.texts, spec.max_target_tokens)
-    with torch.autocast(device, torch.bfloat16, enabled=spec.precision == "bfloat16"):
-        return t5.loss_sum(aligner(x_BLQ), mask_BL, labels_BU)
+    from thinkdiff.storage.feature_store import FeatureStore
+    from thinkdiff.tasks.aligner_training import prepared, train
+    from thinkdiff.tasks.ranks import Ranks, stop_signal
+
+    if work.run.threads:
+        torch.set_num_threads(work.run.threads)
+    with stop_signal() as stopping:
+        ranks = Ranks(device)
+        job = prepared(spec, work.run, FeatureStore(features), work.folder, ranks)
+        train(job, ranks, report, stopping)
 
 
-def validation_loss(
-    aligner: torch.nn.Module, t5: T5Decoder, data: FeatureBatches, spec: AlignerSpec, device: str
-) -> float:
-    """Token mean over the held-out rows; NaN-free, 0.0 when no row is held out."""
+def number_of_ranks(run: Execution, device: str, batch: int) -> int:
+    """How many processes train. Raises SpecError when there are more than samples of a step, or than GPUs."""
     import torch
 
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for batch in data.validation():
-            loss, tokens = batch_loss(aligner, t5, batch, spec, device)
-            total, count = total + loss.item(), count + tokens
-    return round(total / max(count, 1), 6)
+    gpus = torch.cuda.device_count() if device == "cuda" else 0
+    if run.ranks > batch or (gpus and run.ranks > gpus):
+        raise SpecError(
+            f"ranks: found {run.ranks}, expected at most the {batch} samples of a step"
+            f"{f' and the {gpus} GPUs that are here' if gpus else ''}. Ask for fewer."
+        )
+    return run.ranks or min(max(gpus, 1), batch)
 
 
-def snapshot(aligner: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Weights and Adam's moments by name, as arrays on the host."""
-    tensors = {f"weights/{name}": value.detach().cpu().numpy() for name, value in aligner.state_dict().items()}
-    for name, parameter in aligner.named_parameters():
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"{key}/{name}"] = value.detach().cpu().numpy()
-    return tensors
-
-
-def restore(
-    found: tuple[int, dict[str, Any], dict[str, Any]] | None, aligner: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[int, list[float], list[list[Any]]]:
-    """Puts a snapshot back. Returns the next step and the loss curves so far; step 0 when there is no snapshot."""
-    import torch
-
-    if found is None:
-        return 0, [], []
-    step, tensors, state = found
-    split = [(name.partition("/"), torch.from_numpy(value.copy())) for name, value in tensors.items()]
-    aligner.load_state_dict({name: value for (kind, _, name), value in split if kind == "weights"})
-    parameters = dict(aligner.named_parameters())
-    for (kind, _, name), value in split:
-        if kind != "weights":
-            parameter = parameters[name]
-            optimizer.state[parameter][kind] = value if kind == "step" else value.to(parameter.device)
-    return step, list(state["training"]), [list(pair) for pair in state["validation"]]
+def results(history: dict[str, Any], best: int) -> dict[str, Any]:
+    """The losses at the end, each nats per token, and the step of the lowest validation loss."""
+    training, validation = history["training"][-100:], history["validation"]
+    return {
+        "final_training_loss": round(sum(training) / len(training), 4) if training else None,
+        "final_validation_loss": round(validation[-1][1], 4) if validation else None,
+        "best_step": best,
+    }

@@ -18,7 +18,8 @@ from thinkdiff.storage.feature_rows import FeatureRow
 from thinkdiff.storage.feature_store import FeatureWriter
 from thinkdiff.storage.root import Folder
 from thinkdiff.tasks.step import Work
-from thinkdiff.tasks.train_aligner import learning_rate, train_aligner
+from thinkdiff.tasks.aligner_training import learning_rate
+from thinkdiff.tasks.train_aligner import train_aligner
 
 WIDTH, ROWS = 16, 48
 
@@ -38,6 +39,8 @@ class Meter:
 
     def __exit__(self, *_: object) -> None: ...
 
+    note = None
+
     def resume(self, count: int) -> None:
         self.done += count
 
@@ -48,7 +51,7 @@ class Meter:
 
 
 def work(folder, die_at: int | None = None) -> Work:
-    run = Execution(model_dirs=(str(weights_folder()),), device="cpu", threads=1)
+    run = Execution(model_dirs=(str(weights_folder()),), device="cpu", threads=1, tracker="none")
     found = Work(Folder.at(str(folder)), run, SimpleNamespace(), logging.getLogger("test"))  # pyright: ignore[reportArgumentType]
     object.__setattr__(found, "progress", lambda total, unit: Meter(die_at))
     return found
