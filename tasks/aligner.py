@@ -33,7 +33,7 @@ class AlignerConfig:
 
 
 class RMSNorm(nn.Module):
-    """T5's layer norm: no mean, no bias, the variance in float32 whatever the input's type."""
+    """T5's layer norm: no mean, no bias, the variance in float32, or float64 where the input is."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -41,7 +41,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., D) -> (..., D) in the weight's type."""
-        scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + EPS)
+        wide = x if x.dtype == torch.float64 else x.float()
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)
         return self.weight * (x * scale).to(self.weight.dtype)
 
 

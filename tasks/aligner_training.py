@@ -131,6 +131,8 @@ def train(job: Job, ranks: Ranks, report: Callable[[Event], None], stopping: Cal
                 validate(job, ranks, done, history, report)
             if done % spec.checkpoint_every == 0 or last or history.best() == done:
                 save(job, ranks, done, optimizer, history)
+            if stopped:
+                report({"event": "stopped", "step": done})
             if last:
                 break
     if not spec.steps and ranks.first and job.checkpoints.latest() is None:
@@ -166,7 +168,7 @@ def prompt(job: Job, share: Share, x_PQ: torch.Tensor) -> tuple[torch.Tensor, Pa
 
 
 def summed(job: Job, batch: Batch, shares: list[tuple[Share, torch.Tensor]], backward: bool) -> torch.Tensor:
-    """The summed loss of each sample of this rank, (B,), zero for those of the others; gradients of the mean on the way.
+    """The summed loss of each sample of this rank, (B,), zero for those of the others; gradients of the step's mean.
 
     One share after the other, so that the memory is that of the largest.
     """
@@ -196,10 +198,10 @@ def mean_loss(job: Job, batch: Batch, sums_B: npt.NDArray[Any], grad_norm: float
     if math.isfinite(loss) and math.isfinite(grad_norm) and loss <= limit:
         return loss
     means = np.where(np.isfinite(sums_B), sums_B / batch.tokens, math.inf)
-    worst = np.argsort(-means, kind="stable")[:NAMED_KEYS]
+    worst = job.data.keys(batch.rows[np.argsort(-means, kind="stable")[:NAMED_KEYS]].tolist())
     found = f"the loss {loss:.6g}" if not loss <= limit else f"a gradient of norm {grad_norm}"
     raise TrainingError(
-        f"train_aligner: found {found} at step {step} (of the samples {', '.join(job.data.keys(batch.rows[worst]))}), "
+        f"train_aligner: found {found} at step {step} (of the samples {', '.join(worst)}), "
         f"expected a finite one of at most {limit:g} nats a token. The training has diverged; the checkpoints before "
         "it stand. Look at those samples, or lower the learning rate."
     )
@@ -232,19 +234,18 @@ def moved(
 ) -> Generator[tuple[Batch, list[tuple[Share, torch.Tensor]]], Any, None]:
     """Batches with their features on the device, as the weights' type or narrower; a GPU copies beside its work."""
     gpu = device.startswith("cuda")
-    stream = torch.cuda.Stream(device) if gpu else None
-    main = torch.cuda.current_stream(device) if gpu else None
+    stream, main = (torch.cuda.Stream(device), torch.cuda.current_stream(device)) if gpu else (None, None)
     with closing(batches):
         for batch in batches:
             shares = []
             for share in batch.shares:
                 x_PQ = tensor(share.x_PQ)
-                if stream is not None:
+                if stream and main:
                     with torch.cuda.stream(stream):
                         x_PQ = x_PQ.pin_memory().to(device, non_blocking=True)
                     x_PQ.record_stream(main)
                 shares.append((share, x_PQ))
-            if stream is not None:
+            if stream:
                 stream.synchronize()
             yield batch, shares
 
@@ -283,7 +284,7 @@ def matrix_rate(device: str, dtype: torch.dtype) -> float:
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     for _ in range(7):
         began = time.perf_counter()
-        a @ b
+        torch.matmul(a, b)
         if gpu:
             torch.cuda.synchronize(device)
         seconds.append(time.perf_counter() - began)

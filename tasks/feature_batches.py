@@ -7,7 +7,7 @@ Shapes: B samples of a step, P prompt rows of a share, Q the VLM's width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -110,12 +110,12 @@ class FeatureBatches:
             rows[place] = self.training_rows[self._epoch(epoch)[at]]
         return rows
 
-    def training(self, begin: int, end: int) -> Iterator[Batch]:
+    def training(self, begin: int, end: int) -> Generator[Batch, Any, None]:
         """The batches of some steps."""
         for step in range(begin, end):
             yield self._batch(self.draw(self.rows_of(step), [self.spec.seed, step]))
 
-    def validation(self) -> Iterator[Batch]:
+    def validation(self) -> Generator[Batch, Any, None]:
         """The held-out rows, split the same way every time."""
         size = max(self.spec.batch, 64)
         for number, first in enumerate(range(0, len(self.validation_rows), size)):

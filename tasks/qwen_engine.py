@@ -331,9 +331,10 @@ def is_small(model_path: str) -> bool:
 
 
 def to_numpy(rows: torch.Tensor) -> np.ndarray:
-    """The same bits in numpy, which knows bfloat16 by ml_dtypes only."""
+    """The same bits on the host in numpy, which knows bfloat16 by ml_dtypes only."""
     import torch
 
+    rows = rows.cpu()
     if rows.dtype != torch.bfloat16:
         return rows.numpy()
     import ml_dtypes

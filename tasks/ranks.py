@@ -1,7 +1,7 @@
 """The processes that train together, and the signal that asks them to stop. Alone, nothing is sent.
 
-    ranks = Ranks.from_torchrun("cpu")      # in each process that torchrun has started
-    with stop_signal() as stopping: ...
+ranks = Ranks.from_torchrun("cpu")      # in each process that torchrun has started
+with stop_signal() as stopping: ...
 """
 
 from __future__ import annotations

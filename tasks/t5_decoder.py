@@ -126,7 +126,7 @@ class T5Decoder:
         """What the decoder says to each of B prompts, greedily, in at most `most` tokens."""
         from transformers.modeling_outputs import BaseModelOutput
 
-        x_BLD = prompts.spread(x_PD.to(self.model.dtype))
+        x_BLD: Any = prompts.spread(x_PD.to(self.model.dtype))
         with torch.no_grad():
             ids = self.model.generate(
                 encoder_outputs=BaseModelOutput(last_hidden_state=x_BLD), attention_mask=prompts.mask().long(),
@@ -154,9 +154,7 @@ class T5Decoder:
         own = layers * (tokens * a_token + rows * 2 * inner * config.d_model)
         return 4 * (own + tokens * config.vocab_size * config.d_model)
 
-    def _decoded(
-        self, inputs_N: torch.Tensor, targets: Packing, x_PD: torch.Tensor, prompts: Packing
-    ) -> torch.Tensor:
+    def _decoded(self, inputs_N: torch.Tensor, targets: Packing, x_PD: torch.Tensor, prompts: Packing) -> torch.Tensor:
         """The decoder's states (N, D) after its final norm."""
         decoder = self.model.decoder
         y_ND = decoder.embed_tokens(inputs_N)

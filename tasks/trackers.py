@@ -61,9 +61,10 @@ class EventFile:
         self._folder.write(self._name, b"".join(self._records))
 
     def _add(self, **fields: Any) -> None:
-        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto import event_pb2
 
-        event: Any = Event(wall_time=time.time(), **fields)
+        made: Any = event_pb2
+        event = made.Event(wall_time=time.time(), **fields)
         data: bytes = event.SerializeToString()
         length = struct.pack("<Q", len(data))
         self._records.append(length + masked_crc(length) + data + masked_crc(data))

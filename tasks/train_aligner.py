@@ -36,6 +36,8 @@ def train_aligner(work: Work, spec: AlignerSpec, features: FeatureSet) -> Made:
                 progress.advance()
             elif event["event"] == "validation":
                 work.log.info("train_aligner: step %d, validation loss %.4f", event["step"], event["loss"])
+            elif event["event"] == "stopped":
+                work.log.warning("train_aligner: stopped at step %d, of which a checkpoint is kept", event["step"])
 
         run_training(work, spec, features, report)
     watch.close()

@@ -3,92 +3,32 @@
 from __future__ import annotations
 
 import json
-import logging
-from types import SimpleNamespace
+import re
+import signal
+import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
+from small_training import ROWS, Killed, features, make_features, spec, work
 
 from thinkdiff.mini.release import weights_folder
 from thinkdiff.schemas.aligner import AlignerSpec
-from thinkdiff.schemas.artifact import Execution, Model, Provenance, content_digest
-from thinkdiff.schemas.errors import SpecError
-from thinkdiff.schemas.features import FeatureSet, FeatureSpec
-from thinkdiff.storage.feature_rows import FeatureRow
-from thinkdiff.storage.feature_store import FeatureWriter
+from thinkdiff.schemas.artifact import Model, content_digest
+from thinkdiff.schemas.errors import SpecError, TrainingError
+from thinkdiff.storage.checkpoints import CheckpointWriter
+from thinkdiff.storage.feature_store import FeatureStore
 from thinkdiff.storage.root import Folder
-from thinkdiff.tasks.step import Work
-from thinkdiff.tasks.aligner_training import learning_rate
+from thinkdiff.tasks.aligner import Aligner, AlignerConfig
+from thinkdiff.tasks.aligner_training import adamw, learning_rate, prepared, train
+from thinkdiff.tasks.ranks import Ranks
 from thinkdiff.tasks.train_aligner import train_aligner
 
-WIDTH, ROWS = 16, 48
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the code under test catches it."""
-
-
-class Meter:
-    """A progress bar that can end the process at a given step."""
-
-    def __init__(self, die_at: int | None) -> None:
-        self.done, self.die_at = 0, die_at
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    note = None
-
-    def resume(self, count: int) -> None:
-        self.done += count
-
-    def advance(self, count: int = 1) -> None:
-        self.done += count
-        if self.done == self.die_at:
-            raise Killed
-
-
-def work(folder, die_at: int | None = None) -> Work:
-    run = Execution(model_dirs=(str(weights_folder()),), device="cpu", threads=1, tracker="none")
-    found = Work(Folder.at(str(folder)), run, SimpleNamespace(), logging.getLogger("test"))  # pyright: ignore[reportArgumentType]
-    object.__setattr__(found, "progress", lambda total, unit: Meter(die_at))
-    return found
-
-
-def spec(**changes) -> AlignerSpec:
-    return AlignerSpec(
-        t5=Model(name="mini-t5"), hidden=24, steps=12, batch=8, lr=2e-3, warmup_steps=2, validation_rows=8,
-        validation_every=4, checkpoint_every=3, schedule_steps=12, clip_grad_norm=1.0,
-    ).but(**changes)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def features(tmp_path_factory) -> FeatureSet:
-    """Answers in the miniature's words whose features are a fixed random code of each word."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(weights_folder() / "mini-qwen2-vl")
-    words = tokenizer("a photo of a red star . the star is red .", add_special_tokens=False)["input_ids"]
-    rng = np.random.default_rng(0)
-    code = rng.normal(size=(len(tokenizer), WIDTH)).astype(np.float32)
-    folder = Folder.at(str(tmp_path_factory.mktemp("features")))
-    writer = FeatureWriter(folder, rows=ROWS, tokens=16, width=WIDTH, dtype="float32", shard_size=16)
-    writer.prepare()
-    rows = []
-    for i in range(ROWS):
-        ids = [int(x) for x in rng.permutation(words)[: rng.integers(4, 12)]] if i else [tokenizer.eos_token_id]
-        rows.append(FeatureRow(f"{i:032x}", "p", tuple(ids), -1, tokenizer.decode(ids), code[ids]))
-    for shard in range(3):
-        writer.commit(shard, rows[shard * 16 : (shard + 1) * 16])
-    files = writer.files()
-    vlm = FeatureSpec(vlm=Model(name="mini-qwen2-vl"))
-    return FeatureSet(
-        stage="extract_features", fingerprint="0" * 32, digest=content_digest(files), uri=folder.uri, version=1,
-        spec=vlm.model_dump(mode="json"), parents={}, files=files, counts={"rows": ROWS}, stats={"hidden_size": WIDTH},
-        provenance=Provenance(created="", seconds=0, host="", git_commit=None, packages={}),
-    )  # fmt: skip
+__all__ = ["features"]
 
 
 def test_learning_rate_is_the_authors_at_known_steps():
@@ -108,6 +48,166 @@ def test_training_resumed_after_a_kill_ends_in_the_same_bytes(features, tmp_path
     assert rough.note == "resumed at step 9"
     assert content_digest(rough.files) == content_digest(calm.files)
     assert {entry.path for entry in rough.files} == {"aligner.safetensors", "config.json", "losses.json"}
+
+
+def forked(features, folder, signal_name: str, times: int) -> dict:
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("forked_training.py"), features.uri, folder, signal_name, str(times)],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(features, tmp_path_factory) -> list[list[str]]:
+    """The files of a training that nobody killed, with their digests."""
+    return forked(features, tmp_path_factory.mktemp("calm"), "SIGKILL", 0)["files"]
+
+
+def test_killed_at_ten_random_steps_it_ends_in_the_same_bytes(features, undisturbed, tmp_path):
+    rough = forked(features, tmp_path, "SIGKILL", 10)
+    assert rough["signals"] == [signal.SIGKILL] * 10
+    assert rough["files"] == undisturbed
+
+
+def test_sigterm_leaves_a_checkpoint_of_the_step_in_hand(features, undisturbed, tmp_path):
+    stopped = forked(features, tmp_path, "SIGTERM", 4)
+    assert stopped["signals"] == [signal.SIGTERM] * 4
+    steps = stopped["checkpoints"]
+    for before, step, at in zip([0, *steps], steps, stopped["killed"], strict=False):
+        assert at <= step - before <= at + 8  # it ran on for a few milliseconds before it was told
+    assert stopped["files"] == undisturbed
+
+
+def test_loss_that_explodes_stops_the_training_with_step_and_samples(features, tmp_path):
+    with pytest.raises(
+        TrainingError, match=r"found the loss [\d.]+ at step 1 \(of the samples [0-9a-f]{32}, .*\), expected"
+    ):
+        train_aligner.body(work(tmp_path), spec(stop_loss=0.1), features)
+
+
+def test_sample_that_gives_no_loss_is_named_and_the_last_checkpoint_stands(tmp_path):
+    bad = make_features(tmp_path, poisoned=20)
+    with pytest.raises(TrainingError, match=rf"found the loss nan at step \d+ \(of the samples {20:032x}") as caught:
+        train_aligner.body(work(tmp_path / "run"), spec(checkpoint_every=1, steps=20), bad)
+    step = int(re.findall(r"at step (\d+)", str(caught.value))[0])
+    found = CheckpointWriter(Folder.at(str(tmp_path / "run"))).latest()
+    assert (found[0] if found else 0) == step - 1
+    if found:
+        assert all(np.isfinite(value).all() for value in found[1].values())
+
+
+def test_optimizer_decays_matrices_alone_and_keeps_the_papers_betas():
+    aligner = Aligner(AlignerConfig(6, 5, 4))
+    optimizer = adamw(AlignerSpec(t5=Model(name="t5")), aligner)
+    found = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    decay = {name: found[id(p)]["weight_decay"] for name, p in aligner.named_parameters()}
+    assert decay == {
+        "mm_projector.0.weight": 0.05, "mm_projector.0.bias": 0, "mm_projector.2.weight": 0.05,
+        "mm_projector.2.bias": 0, "mm_projector.3.weight": 0,
+    }  # fmt: skip
+    assert {group["betas"] for group in optimizer.param_groups} == {(0.9, 0.999)}
+    assert {group["eps"] for group in optimizer.param_groups} == {1e-8}
+
+
+def test_steps_are_adamws_as_loshchilov_and_hutter_wrote_it(features, tmp_path):
+    """Three steps of float64 beside plain formulas, gradients from the loss of one padded Hugging Face batch."""
+    from transformers.modeling_outputs import BaseModelOutput
+
+    job = prepared(
+        (plan := spec(precision="float64", clip_grad_norm=None, steps=3, weight_decay=0.05, validation_rows=0)),
+        work(tmp_path).run, FeatureStore(features), Folder.at(str(tmp_path)), Ranks("cpu"),
+    )  # fmt: skip
+    weights = {name: value.detach().clone() for name, value in job.aligner.named_parameters()}
+    moments = {name: (torch.zeros_like(value), torch.zeros_like(value)) for name, value in weights.items()}
+    losses = []
+    for number, batch in enumerate(job.data.training(0, 3)):
+        (share,) = batch.shares
+        trained = {name: value.requires_grad_() for name, value in weights.items()}
+        states = torch.func.functional_call(job.aligner, trained, (torch.from_numpy(share.x_PQ).double(),))
+        x_BLD = torch.nn.utils.rnn.pad_sequence(list(states.split(share.prompts)), batch_first=True)
+        mask = torch.nn.utils.rnn.pad_sequence([torch.ones(n).long() for n in share.prompts], batch_first=True)
+        labels = torch.nn.utils.rnn.pad_sequence([torch.tensor(t) for t in share.targets], True, -100)
+        outputs = BaseModelOutput(last_hidden_state=x_BLD)  # pyright: ignore[reportArgumentType]
+        loss = job.t5.model(encoder_outputs=outputs, attention_mask=mask, labels=labels).loss
+        losses.append(loss.item())
+        gradients = dict(zip(weights, torch.autograd.grad(loss, list(trained.values())), strict=True))
+        lr = learning_rate(plan, number)
+        for name, g in gradients.items():
+            m, v = moments[name] = (0.9 * moments[name][0] + 0.1 * g, 0.999 * moments[name][1] + 0.001 * g * g)
+            decayed = weights[name].detach() * (1 - lr * (0.05 if g.ndim == 2 else 0))
+            m, v = m / (1 - 0.9 ** (number + 1)), v / (1 - 0.999 ** (number + 1))
+            weights[name] = decayed - lr * m / (v.sqrt() + 1e-8)
+    history = train(job, Ranks("cpu"), lambda event: None, lambda: False)
+    np.testing.assert_allclose(history.training, losses, rtol=1e-6)  # HF's norms are float32
+    for name, value in job.aligner.named_parameters():
+        torch.testing.assert_close(value.detach(), weights[name], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("norm", ["t5", "default", "none"])
+def test_norm_starts_as_the_t5_encoders_or_as_ones(features, tmp_path, norm):
+    train_aligner.body(work(tmp_path), spec(steps=0, norm=norm), features)
+    weights = load_file(tmp_path / "aligner.safetensors")
+    theirs = load_file(weights_folder() / "mini-t5" / "model.safetensors")["encoder.final_layer_norm.weight"].float()
+    found = weights.get("mm_projector.3.weight")
+    if norm == "none":
+        assert found is None
+    else:
+        np.testing.assert_array_equal(found, theirs if norm == "t5" else np.ones_like(theirs))
+
+
+def test_gradients_of_micro_batches_are_those_of_the_batch(features, tmp_path):
+    whole = train_aligner.body(work(tmp_path / "whole"), spec(precision="float64"), features)
+    parts = train_aligner.body(work(tmp_path / "parts", micro_batch=3), spec(precision="float64"), features)
+    assert parts.stats["final_training_loss"] == whole.stats["final_training_loss"]
+    one, two = (load_file(tmp_path / name / "aligner.safetensors") for name in ("whole", "parts"))
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=1e-6, atol=1e-9)
+
+
+def test_best_weights_are_those_of_the_lowest_validation_loss(features, tmp_path):
+    changes = {"lr": 0.3, "validation_every": 2, "steps": 24}
+    last = train_aligner.body(work(tmp_path / "last"), spec(**changes), features)
+    best = train_aligner.body(work(tmp_path / "best", keep_checkpoints=1), spec(**changes, weights="best"), features)
+    step = best.stats["best_step"]
+    assert step == last.stats["best_step"] < 24
+    there = train_aligner.body(work(tmp_path / "there"), spec(**{**changes, "steps": step}), features)
+    assert best.files[0].sha256 == there.files[0].sha256 != last.files[0].sha256
+
+
+def test_curves_are_the_records_that_tensorboardx_would_write(features, tmp_path):
+    from tensorboardX.record_writer import RecordWriter
+
+    made = train_aligner.body(work(tmp_path, tracker="tensorboard"), spec(steps=20), features)
+    (entry,) = [entry for entry in made.files if entry.path.startswith("tensorboard/")]
+    assert not entry.content
+    events = read_events((tmp_path / entry.path).read_bytes())
+    losses = json.loads((tmp_path / "losses.json").read_bytes())
+    told = {(event.step, value.tag): value.simple_value for event in events for value in event.summary.value}
+    assert told[20, "loss"] == pytest.approx(losses["training"][19])
+    assert told[8, "validation loss"] == pytest.approx(losses["validation"][1][1])
+    assert {"tokens per second", "samples per second", "utilisation", "padding avoided"} <= {tag for _, tag in told}
+    text = next(v for e in events for v in e.summary.value if v.tag == "read back/text_summary")
+    assert b"| the VLM | the T5 |" in text.tensor.string_val[0]
+    again = tmp_path / "again"
+    writer = RecordWriter(str(again))  # the same records by tensorboardX's own writer
+    for event in events:
+        writer.write(event.SerializeToString())
+    writer.close()
+    assert again.read_bytes() == (tmp_path / entry.path).read_bytes()
+
+
+def read_events(data: bytes) -> list:
+    """The events of a file of TFRecords."""
+    from tensorboardX.proto import event_pb2
+
+    events, at = [], 0
+    while at < len(data):
+        (length,) = struct.unpack("<Q", data[at : at + 8])
+        events.append(event_pb2.Event.FromString(data[at + 12 : at + 12 + length]))  # pyright: ignore[reportAttributeAccessIssue]
+        at += 16 + length
+    return events
 
 
 def test_training_lowers_the_loss_and_skips_answers_of_one_token(features, tmp_path):
