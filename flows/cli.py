@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 
 Root = Annotated[str, typer.Option(help="artifact root: a path or s3://bucket/prefix", envvar="THINKDIFF_ROOT")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON on standard output and nothing else")]
+License = Annotated[str, typer.Option(help="of the weights, for the model card: an identifier of the hub")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 
 # Prefect's own defaults call home and give a loaded laptop 20 s to start its embedded server.
@@ -193,7 +194,9 @@ def gc(
 @app.command()
 def generate(
     parts: Annotated[list[str], typer.Argument(metavar="IMAGE|TEXT...", help="picture files and words, in order")],
-    aligner: Annotated[str, typer.Option(help="start of an aligner's fingerprint, or `latest`")] = "latest",
+    aligner: Annotated[
+        str, typer.Option(help="start of a fingerprint, `latest`, or ./a-folder or name of the hub")
+    ] = "latest",
     out: Annotated[Path, typer.Option("-o", "--out", help="PNG file to write")] = Path("out.png"),
     root: Root = "runs",
     recipe: Annotated[str, typer.Option(help="whose VLM, decoder and settings to use")] = "mini",
@@ -204,13 +207,46 @@ def generate(
     from thinkdiff.flows.recipes import execution
     from thinkdiff.flows.recipes import recipe as named
     from thinkdiff.schemas.artifact import validated
-    from thinkdiff.tasks.compose import compose, trained_aligner
+    from thinkdiff.tasks.compose import chosen_aligner, compose
 
     spec = named(recipe)
     where = execution(validated(Execution, {"root": root, "device": device}), spec)
-    text = compose(spec, trained_aligner(where, aligner), parts, out, seed, where)
+    text = compose(spec, chosen_aligner(where, aligner), parts, out, seed, where)
     typer.echo(f"the VLM's words: {text}")
     typer.echo(f"picture: {out}")
+
+
+@app.command("export-aligner")
+def export_aligner(
+    aligner: Annotated[str, typer.Argument(help="start of an aligner's fingerprint, or `latest`")],
+    target: Annotated[str, typer.Argument(help="folder to write, or a .pth file with --format authors")],
+    root: Root = "runs",
+    layout: Annotated[
+        Literal["hub", "authors"],
+        typer.Option("--format", help="hub: safetensors and a model card; authors: the .pth that their code loads"),
+    ] = "hub",
+    license: License = "other",
+) -> None:
+    """Writes a trained aligner for others, as the hub or the authors' code has it."""
+    from thinkdiff.tasks.aligner_files import export_aligner as export
+    from thinkdiff.tasks.compose import trained_aligner
+
+    artifact = trained_aligner(Execution(root=root), aligner)
+    export(artifact, target, layout, license)
+    typer.echo(f"aligner {artifact.fingerprint[:12]}: {target}")
+
+
+@app.command("import-aligner")
+def import_aligner(
+    source: Annotated[str, typer.Argument(help="a .pth of the authors' layout; nothing in it is run")],
+    target: Annotated[str, typer.Argument(help="folder to write, for `thinkdiff generate --aligner ./folder`")],
+    license: License = "other",
+) -> None:
+    """Makes a folder as the hub has it of an aligner that the authors' code wrote."""
+    from thinkdiff.tasks.aligner_files import import_aligner as convert
+
+    config = convert(source, target, license)
+    typer.echo(f"aligner {config.in_features} -> {config.hidden} -> {config.out_features}: {target}")
 
 
 @app.command("build-mini")

@@ -1,7 +1,8 @@
 """Named experiments as functions that return a PipelineSpec; nothing here runs or reads data.
 
 `mini` is the miniature that ships with the package; `ablations` is mini with the paper's ablations beside it;
-`lvlm-paper` is the paper's setting, with models from the hub.
+`mini-clip` is ThinkDiff-CLIP on the miniature. `lvlm-paper` and `clip-paper` are the paper's settings, with models from
+the hub; `lvlm-paper-ablations` trains its variants.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from thinkdiff.schemas.artifact import Execution, Model
 from thinkdiff.schemas.captions import CaptionSpec, Collection, CollectionFormat
 from thinkdiff.schemas.cobsat import CobsatPrompts, Family
 from thinkdiff.schemas.errors import SpecError
-from thinkdiff.schemas.features import CaptionPrompts, FeatureSpec
+from thinkdiff.schemas.features import CaptionPrompts, FeatureSpec, PictureTokens
 from thinkdiff.schemas.images import ImageSpec, TarSource
 from thinkdiff.schemas.media import MediaSpec
 from thinkdiff.schemas.pipeline import PipelineSpec, Variant, World
@@ -21,7 +22,7 @@ from thinkdiff.schemas.report import ReportSpec
 from thinkdiff.schemas.scores import ScoreSpec
 
 MINI_INSTRUCTION = "I give you several words and pictures. Describe the next picture."
-ABLATION_SEEDS = 5
+ABLATION_SEEDS = 3
 
 
 def recipe(name: str) -> PipelineSpec:
@@ -62,16 +63,20 @@ def mini() -> PipelineSpec:
 
 
 def ablations() -> PipelineSpec:
-    """mini on 1,000 prompts, with the paper's ablations over five aligner seeds and two diffusion decoders."""
+    """mini on 1,000 prompts, with the paper's ablations over three aligner seeds, and those of ThinkDiff-CLIP."""
     base = miniature(name="ablations", per_task=50, input_tokens=True)
+    assert base.media is not None
     robust = base.media.but(methods=("aligned",))
     fragile = robust.but(transformer=mini_model("mini-flux-less-robust"))
     changes: dict[str, dict[str, object]] = {
         "aligned": {},
         "no masking": {"masking": "none"},
+        "element masking": {"masking": "element"},
         "no norm": {"norm": "none"},
         "default norm": {"norm": "default"},
         "input tokens": {"features": "input", "masking": "none"},
+        "4 tokens": {"tokens": 4},
+        "8 tokens": {"tokens": 8},
         "random aligner": {"steps": 0},
     }
     cells = [(name, change, robust) for name, change in changes.items()]
@@ -81,7 +86,50 @@ def ablations() -> PipelineSpec:
         for name, change, media in cells
         for seed in range(ABLATION_SEEDS)
     )
+    clip = clip_changes()
+    variants += tuple(
+        Variant(
+            name=f"CLIP: {name}", aligner=clip_aligner(base.aligner).but(**change, seed=seed), features=mini_tower()
+        )
+        for name, change in clip.items()
+        for seed in range(ABLATION_SEEDS)
+    )
     return base.model_copy(update={"variants": variants})
+
+
+def clip_changes() -> dict[str, dict[str, object]]:
+    """What is changed in ThinkDiff-CLIP."""
+    return {
+        "aligned": {},
+        "no masking": {"masking": "none"},
+        "no norm": {"norm": "none"},
+        "default norm": {"norm": "default"},
+    }
+
+
+def mini_clip() -> PipelineSpec:
+    """ThinkDiff-CLIP on the miniature: a vision tower's tokens and captions, up to the trained aligner."""
+    base = miniature(name="mini-clip", per_task=10)
+    changed = {"features": mini_tower(), "aligner": clip_aligner(base.aligner)}
+    return base.model_copy(update={**changed, "queries": None, "media": None, "scores": None})
+
+
+def clip_aligner(aligner: AlignerSpec) -> AlignerSpec:
+    """ThinkDiff-CLIP's: all of a picture, and a prefix of its caption through the T5's encoder."""
+    return aligner.but(features="input", masking="words", max_prompt_tokens=32, max_target_tokens=32)
+
+
+def mini_tower() -> FeatureSpec:
+    """The picture's tokens of the miniature's vision tower: 1 + 4x4."""
+    return tower_features(mini_model("mini-eva-clip"), 17).but(compute_dtype="float32", dtype="float32")
+
+
+def tower_features(tower: Model, tokens: int) -> FeatureSpec:
+    """A picture's own tokens; nothing is generated."""
+    return FeatureSpec(
+        vlm=tower, prompts=PictureTokens(), tokens=("input",), max_input_tokens=tokens, max_tokens=1, temperature=0.0,
+        top_p=1.0, end_policy="stop",
+    )  # fmt: skip
 
 
 def miniature(name: str, per_task: int, input_tokens: bool = False, tuning: bool = False) -> PipelineSpec:
@@ -198,4 +246,50 @@ def lvlm_paper() -> PipelineSpec:
     )
 
 
-RECIPES: dict[str, Callable[[], PipelineSpec]] = {"mini": mini, "ablations": ablations, "lvlm-paper": lvlm_paper}
+def lvlm_paper_ablations() -> PipelineSpec:
+    """lvlm-paper on 128 tokens, and what the paper and its code leave open: masking, norm, T5 family, number of tokens.
+
+    Input tokens are left to the miniature: a picture has hundreds, which is megabytes a sample.
+    """
+    base = lvlm_paper()
+    features = base.features.but(max_tokens=128)
+    t5_v1_1 = Model(name="google/t5-v1_1-xxl")
+    changes: dict[str, dict[str, object]] = {
+        "aligned": {},
+        "no masking": {"masking": "none"},
+        "element masking": {"masking": "element"},
+        "no norm": {"norm": "none"},
+        "default norm": {"norm": "default"},
+        "T5 v1.1": {"t5": t5_v1_1},
+        "norm of T5 v1.1": {"norm_from": t5_v1_1},
+        "authors' batch of 128": {"batch": 128},
+        "mean of four ranks' means": {"loss_mean": "groups"},
+        **{f"{tokens} tokens": {"tokens": tokens} for tokens in (16, 32, 128)},
+    }
+    aligner = base.aligner.but(tokens=64)
+    variants = tuple(
+        Variant(name=name, aligner=aligner.but(**change, seed=seed), media=base.media)
+        for name, change in changes.items()
+        for seed in range(ABLATION_SEEDS)
+    )
+    update = {"name": "lvlm-paper-ablations", "features": features, "aligner": aligner, "variants": variants}
+    return base.model_copy(update=update)
+
+
+def clip_paper() -> PipelineSpec:
+    """ThinkDiff-CLIP as in the paper, up to the trained aligner: BLIP-2's EVA-CLIP tower, FLAN-T5-XXL, batch 168."""
+    base = lvlm_paper()
+    aligner = clip_aligner(base.aligner).but(batch=168, steps=100_000)
+    features = tower_features(Model(name="Salesforce/blip2-flan-t5-xxl"), 65)
+    changed = {"name": "clip-paper", "features": features, "aligner": aligner}
+    return base.model_copy(update={**changed, "queries": None, "media": None})
+
+
+RECIPES: dict[str, Callable[[], PipelineSpec]] = {
+    "mini": mini,
+    "mini-clip": mini_clip,
+    "ablations": ablations,
+    "lvlm-paper": lvlm_paper,
+    "lvlm-paper-ablations": lvlm_paper_ablations,
+    "clip-paper": clip_paper,
+}

@@ -11,9 +11,10 @@ from prefect import flow
 from pydantic import Field
 
 from thinkdiff.flows import recipes
+from thinkdiff.schemas.aligner import AlignerCheckpoint
 from thinkdiff.schemas.artifact import STAGES, Artifact, Execution, Frozen, Stage
 from thinkdiff.schemas.errors import SpecError
-from thinkdiff.schemas.pipeline import PipelineSpec
+from thinkdiff.schemas.pipeline import PipelineSpec, Variant
 from thinkdiff.schemas.scores import Scorecard
 from thinkdiff.tasks.extract_features import extract_features
 from thinkdiff.tasks.fetch_images import fetch_images
@@ -92,13 +93,23 @@ def thinkdiff(
     spec = spec or recipes.recipe(recipe)
     if refresh:
         run = run.model_copy(update={"refresh": tuple(refresh)})
+    must_reach(spec, target)
+    run = recipes.execution(run, spec)
+    return pipeline(spec, STAGES.index(target), run).model_dump(mode="json")
+
+
+def must_reach(spec: PipelineSpec, target: Stage) -> None:
+    """Raises SpecError when a spec lacks what a target needs."""
+    if (spec.queries is None or spec.media is None) and STAGES.index(target) > STAGES.index("train_aligner"):
+        raise SpecError(
+            f"{spec.name}: found no benchmark in the spec, expected `queries` and `media` for {target}. "
+            "Build up to train_aligner, or give a spec with both."
+        )
     if spec.scores is None and STAGES.index(target) > STAGES.index("generate_media"):
         raise SpecError(
             f"{spec.name}: found no judge in the spec, expected one for {target}. "
             "Build up to generate_media, or give a spec with `scores`."
         )
-    run = recipes.execution(run, spec)
-    return pipeline(spec, STAGES.index(target), run).model_dump(mode="json")
 
 
 def pipeline(spec: PipelineSpec, last: int, run: Execution) -> RunResult:
@@ -116,46 +127,66 @@ def pipeline(spec: PipelineSpec, last: int, run: Execution) -> RunResult:
         return ledger.result()
     aligner = ledger.add(train_aligner(run, spec.aligner, features))
     if last < STAGES.index("generate_media"):
+        built_variants(spec, last, run, ledger, images, features, None)
         return ledger.result()
+    assert spec.queries is not None
+    assert spec.media is not None
     queries = ledger.add(extract_features(run, spec.queries, None), role="benchmark prompts")
     media = ledger.add(generate_media(run, spec.media, queries, aligner))
-    if last < STAGES.index("score_cobsat"):
-        return ledger.result()
-    assert spec.scores is not None
-    scores = ledger.add(score_cobsat(run, spec.scores, media))
-    if last < STAGES.index("render_report"):
+    scores = None
+    if last >= STAGES.index("score_cobsat"):
+        assert spec.scores is not None
+        scores = ledger.add(score_cobsat(run, spec.scores, media))
+    variants = built_variants(spec, last, run, ledger, images, features, queries)
+    if scores is None or last < STAGES.index("render_report"):
         return ledger.result(scores)
-    variants = scored_variants(spec, run, ledger, features, queries) or found_variants(spec.name, run, images)
-    report = ledger.add(render_report(run, spec.report, captions, images, features, aligner, media, scores, variants))
+    cards, trained = variants if spec.variants else found_variants(spec.name, run, images)
+    report = ledger.add(
+        render_report(run, spec.report, captions, images, features, aligner, media, scores, cards, trained)
+    )
     return ledger.result(scores, report)
 
 
-def scored_variants(
-    spec: PipelineSpec, run: Execution, ledger: Ledger, features: Any, queries: Any
-) -> dict[str, Scorecard]:
-    """The scorecards of the ablations, by condition and seed."""
-    found: dict[str, Scorecard] = {}
+def built_variants(
+    spec: PipelineSpec, last: int, run: Execution, ledger: Ledger, images: Any, features: Any, queries: Any
+) -> tuple[dict[str, Scorecard], dict[str, AlignerCheckpoint]]:
+    """The variants as far as stage `last`: their scorecards, if it is so far, and aligners, by condition and seed."""
+    cards: dict[str, Scorecard] = {}
+    trained: dict[str, AlignerCheckpoint] = {}
     for variant in spec.variants:
-        name = f"{variant.name}, seed {variant.aligner.seed}"
-        aligner = ledger.add(train_aligner(run, variant.aligner, features), role=name)
+        name, seen = variant_name(variant), features
+        if variant.features is not None:
+            seen = ledger.add(extract_features(run, variant.features, images), role=f"features of {variant.name}")
+        aligner = trained[name] = ledger.add(train_aligner(run, variant.aligner, seen), role=name)
+        if variant.media is None or last < STAGES.index("generate_media"):
+            continue
         media = ledger.add(generate_media(run, variant.media, queries, aligner), role=name)
-        assert spec.scores is not None
-        found[name] = ledger.add(score_cobsat(run, spec.scores, media), role=name)
-    return found
+        if spec.scores is not None and last >= STAGES.index("score_cobsat"):
+            cards[name] = ledger.add(score_cobsat(run, spec.scores, media), role=name)
+    return cards, trained
 
 
-def found_variants(name: str, run: Execution, images: Any) -> dict[str, Scorecard]:
-    """The scorecards of a recipe's ablations that are under the root already; nothing is computed."""
-    study = recipes.study(name)
-    features = extract_features.lookup(run, study.features, images) if study else None
-    queries = extract_features.lookup(run, study.queries, None) if study else None
+def found_variants(name: str, run: Execution, images: Any) -> tuple[dict[str, Scorecard], dict[str, AlignerCheckpoint]]:
+    """What `built_variants` would give of a recipe's ablations that are under the root; nothing is computed."""
     found: dict[str, Scorecard] = {}
-    if study is None or features is None or queries is None:
-        return found
+    trained: dict[str, AlignerCheckpoint] = {}
+    study = recipes.study(name)
+    queries = extract_features.lookup(run, study.queries, None) if study and study.queries else None
+    if study is None or queries is None:
+        return found, trained
     for variant in study.variants:
-        aligner = train_aligner.lookup(run, variant.aligner, features)
-        media = generate_media.lookup(run, variant.media, queries, aligner) if aligner else None
+        features = extract_features.lookup(run, variant.features or study.features, images)
+        aligner = train_aligner.lookup(run, variant.aligner, features) if features else None
+        if aligner is None:
+            continue
+        trained[variant_name(variant)] = aligner
+        media = generate_media.lookup(run, variant.media, queries, aligner) if variant.media else None
         scores = score_cobsat.lookup(run, study.scores, media) if media and study.scores else None
         if scores is not None:
-            found[f"{variant.name}, seed {variant.aligner.seed}"] = scores
-    return found
+            found[variant_name(variant)] = scores
+    return found, trained
+
+
+def variant_name(variant: Variant) -> str:
+    """As the report groups them."""
+    return f"{variant.name}, seed {variant.aligner.seed}"

@@ -18,15 +18,19 @@ class AlignerSpec(Spec):
     t5: Model = Field(description="T5 whose decoder is the frozen reader and whose encoder norm starts the aligner's")
     hidden: int | None = Field(default=None, ge=1, description="width of the aligner's middle; default the T5 width")
     features: TokenKind = "generated"
-    masking: Literal["split", "element", "none"] = Field(
+    masking: Literal["split", "element", "words", "none"] = Field(
         default="split",
         description="split: a prefix in, what follows as target; element: some tokens in, the others as target; "
-        "none: all in, all as target",
+        "words: the picture and a prefix of its caption in, the rest as target; none: all in, all as target",
     )
     norm: Literal["t5", "default", "none"] = Field(default="t5", description="start of the output RMSNorm's weight")
     norm_from: Model | None = Field(default=None, description="T5 whose encoder norm is taken; default `t5` itself")
+    tokens: int | None = Field(
+        default=None, ge=2, description="only so many tokens of an answer, the first; default all"
+    )
     max_split: int = Field(default=128, ge=1, description="most tokens shown")
     max_target_tokens: int = Field(default=128, ge=1)
+    max_prompt_tokens: int = Field(default=32, ge=1, description="T5 tokens of the caption's words that are shown")
     steps: int = Field(default=25_000, ge=0, description="0 leaves the aligner as initialised")
     batch: int = Field(default=96, ge=1, description="samples per step, over all processes")
     loss_mean: Literal["batch", "groups"] = Field(
@@ -58,8 +62,10 @@ class AlignerSpec(Spec):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.masking != "none" and self.features == "input":
+        if self.masking in ("split", "element") and self.features == "input":
             raise ValueError("input tokens cannot be split: their text is the whole answer; set masking to none")
+        if self.masking == "words" and self.features != "input":
+            raise ValueError("captions are split by words beside a picture's own tokens; set features to input")
         if self.loss_mean == "groups" and self.batch % self.loss_groups:
             raise ValueError("the groups of a batch must be of one size; let loss_groups divide batch")
         if self.weights == "best" and not self.validation_rows:

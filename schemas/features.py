@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from thinkdiff.schemas.artifact import Artifact, Frozen, Model, Spec, Stage
 from thinkdiff.schemas.cobsat import CobsatPrompts
@@ -43,14 +43,22 @@ class CaptionPrompts(Frozen):
     texts: tuple[str, ...] = Field(default=PAPER_PROMPTS, min_length=1)
 
 
+class PictureTokens(Frozen):
+    """No question: the picture's own tokens, as a vision tower makes them, with its caption as the text."""
+
+    kind: Literal["pictures"] = "pictures"
+
+
 class FeatureSpec(Spec):
     """What the VLM is asked, how it samples, and which hidden states are kept."""
 
     stage: ClassVar[Stage] = "extract_features"
     version: ClassVar[int] = 4
     later: ClassVar[Mapping[str, Any]] = {"codec": "none"}
-    vlm: Model
-    prompts: Annotated[CaptionPrompts | CobsatPrompts, Field(discriminator="kind")] = CaptionPrompts()
+    vlm: Model = Field(
+        description="a Qwen-VL; for picture tokens BLIP-2 or an open_clip EVA, of which the tower is used"
+    )
+    prompts: Annotated[CaptionPrompts | CobsatPrompts | PictureTokens, Field(discriminator="kind")] = CaptionPrompts()
     max_tokens: int = Field(default=64, ge=1, description="T, generated tokens per request at most")
     temperature: float = Field(default=0.6, ge=0, description="0 is greedy")
     top_p: float = Field(default=0.9, gt=0, le=1)
@@ -72,6 +80,12 @@ class FeatureSpec(Spec):
         description="how they are stored; zstd loses nothing, int8 and fp8 take a byte each and a scale per token",
     )
     shard_size: int = Field(default=256, ge=1, description="requests per shard: the unit of commit and of resume")
+
+    @model_validator(mode="after")
+    def _tower_generates_nothing(self) -> Self:
+        if isinstance(self.prompts, PictureTokens) and (self.tokens != ("input",) or not self.max_input_tokens):
+            raise ValueError("a picture's own tokens are input tokens; set tokens to input and max_input_tokens")
+        return self
 
 
 class FeatureSet(Artifact):

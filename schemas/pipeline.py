@@ -32,7 +32,8 @@ class Variant(Frozen):
 
     name: str = Field(description="the condition, e.g. 'no masking'; variants of one name differ by seed")
     aligner: AlignerSpec
-    media: MediaSpec
+    media: MediaSpec | None = Field(default=None, description="none: the aligner's losses are all that is looked at")
+    features: FeatureSpec | None = Field(default=None, description="what it is trained on; none: the pipeline's own")
 
 
 class PipelineSpec(Frozen):
@@ -44,8 +45,8 @@ class PipelineSpec(Frozen):
     images: ImageSpec
     features: FeatureSpec
     aligner: AlignerSpec
-    queries: FeatureSpec = Field(description="the benchmark's prompts through the VLM")
-    media: MediaSpec
+    queries: FeatureSpec | None = Field(default=None, description="the benchmark's prompts through the VLM")
+    media: MediaSpec | None = Field(default=None, description="none: the pipeline ends with train_aligner")
     scores: ScoreSpec | None = Field(default=None, description="none: the pipeline ends with generate_media")
     report: ReportSpec = ReportSpec()
     variants: tuple[Variant, ...] = ()

@@ -77,7 +77,7 @@ class FeatureReader:
     """Random and sequential access to a FeatureSet. Raises StoreError when a file of the record is not there."""
 
     def __init__(self, artifact: FeatureSet) -> None:
-        self.folder, self.spec = Folder(artifact.uri), artifact.spec
+        self.folder, self.artifact = Folder(artifact.uri), artifact
         self._entries = {entry.path: entry for entry in artifact.files}
         if problems := missing_files(artifact):
             raise StoreError(

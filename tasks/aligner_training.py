@@ -7,7 +7,6 @@ one left in peace, and on any number of processes a step sees the same samples. 
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable, Generator
@@ -67,16 +66,17 @@ class Job:
 def prepared(spec: AlignerSpec, run: Execution, features: FeatureStore, folder: Folder, ranks: Ranks) -> Job:
     """Loads what a training needs. Raises ModelError or SpecError, or InputError when there are too few rows."""
     torch.manual_seed(spec.seed)
-    t5 = T5Decoder(model_path(spec.t5, run), ranks.device, TYPES[spec.precision])
+    t5 = T5Decoder(model_path(spec.t5, run), ranks.device, TYPES[spec.precision], encoder=spec.masking == "words")
     if run.compile:
         t5.compile()
-    vlm = model_path(Model(**features.spec["vlm"]), run)
-    with loading(vlm):
-        from transformers import AutoTokenizer
+    tokenizer = None
+    if features.artifact.spec["prompts"]["kind"] != "pictures":
+        vlm = model_path(Model(**features.artifact.spec["vlm"]), run)
+        with loading(vlm):
+            from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(vlm)
-    limited = functools.partial(t5.tokens, most=spec.max_target_tokens)
-    data = FeatureBatches(spec, features, tokenizer, limited, ranks.rank, ranks.world, run.micro_batch)
+            tokenizer = AutoTokenizer.from_pretrained(vlm)
+    data = FeatureBatches(spec, features, tokenizer, t5.tokens, ranks.rank, ranks.world, run.micro_batch)
     if spec.steps and not len(data.training_rows):
         raise InputError(
             f"train_aligner: found {len(data.validation_rows)} trainable rows, expected more than the "
@@ -161,10 +161,16 @@ def adamw(spec: AlignerSpec, aligner: Aligner) -> torch.optim.AdamW:
 
 
 def prompt(job: Job, share: Share, x_PQ: torch.Tensor) -> tuple[torch.Tensor, Packing]:
-    """What the decoder reads of a share: its rows through the aligner."""
+    """What the decoder reads of a share: its rows through the aligner, and behind them words through the encoder."""
     mixed, first = job.spec.precision == "bfloat16", next(job.aligner.parameters())
     with torch.autocast(x_PQ.device.type, torch.bfloat16, enabled=mixed):
-        return job.aligner(x_PQ if mixed else x_PQ.to(first.dtype)), Packing.of(share.prompts, x_PQ.device)
+        x_PD = job.aligner(x_PQ if mixed else x_PQ.to(first.dtype))
+    if not share.words:
+        return x_PD, Packing.of(share.prompts, x_PQ.device)
+    lengths = [len(words) for words in share.words]
+    pairs = zip(x_PD.split(share.prompts), job.t5.encode(share.words).to(x_PD.dtype).split(lengths), strict=True)
+    joined = torch.cat([rows for pair in pairs for rows in pair])
+    return joined, Packing.of([a + b for a, b in zip(share.prompts, lengths, strict=True)], x_PQ.device)
 
 
 def summed(job: Job, batch: Batch, shares: list[tuple[Share, torch.Tensor]], backward: bool) -> torch.Tensor:

@@ -1,37 +1,52 @@
 """A trained aligner at work: token features of one answer in, prompt embeddings out.
 
-In: the artifact of train_aligner. Shapes: L rows, Q the VLM's width, D the T5's width.
+In: the artifact of train_aligner, or an aligner from elsewhere. Shapes: L rows, Q the VLM's width, D the T5's width.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from thinkdiff.schemas.aligner import AlignerCheckpoint
+from thinkdiff.schemas.errors import InputError
+
+if TYPE_CHECKING:
+    from thinkdiff.tasks.aligner import Aligner
 
 
 class TrainedAligner:
     """Loaded once, applied row by row in float32. Raises StoreError when the weights are lost or altered."""
 
-    def __init__(self, artifact: AlignerCheckpoint, device: str) -> None:
-        import torch
-
-        from thinkdiff.storage.checkpoints import load_aligner
-        from thinkdiff.tasks.aligner import Aligner, AlignerConfig
-
-        tensors, config = load_aligner(artifact)
-        self.module = Aligner(AlignerConfig(**config))
-        self.module.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in tensors.items()})
-        self.module.to(device).eval().requires_grad_(False)
+    def __init__(self, trained: AlignerCheckpoint | Aligner, device: str) -> None:
+        module = loaded(trained) if isinstance(trained, AlignerCheckpoint) else trained
+        self.module = module.to(device).eval().requires_grad_(False)
         self.device = device
 
     def __call__(self, x_LQ: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """(L, Q) -> (L, D)."""
+        """(L, Q) -> (L, D). Raises InputError for features of another width than the aligner was trained on."""
         import torch
 
+        if x_LQ.shape[-1] != (width := self.module.config.in_features):
+            raise InputError(
+                f"aligner: found token features {x_LQ.shape[-1]} wide, expected {width}. It was trained on another "
+                "vision-language model; take that one's recipe, or another aligner."
+            )
         with torch.inference_mode():
             x = torch.from_numpy(np.ascontiguousarray(x_LQ, np.float32)).to(self.device)
             return self.module(x).float().cpu().numpy()
+
+
+def loaded(artifact: AlignerCheckpoint) -> Aligner:
+    """The module of an artifact. Raises StoreError when the weights are lost or altered."""
+    import torch
+
+    from thinkdiff.storage.checkpoints import load_aligner
+    from thinkdiff.tasks.aligner import Aligner, AlignerConfig
+
+    tensors, config = load_aligner(artifact)
+    module = Aligner(AlignerConfig(**config))
+    module.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in tensors.items()})
+    return module

@@ -9,14 +9,30 @@ from __future__ import annotations
 import io
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from thinkdiff.schemas.aligner import AlignerCheckpoint
 from thinkdiff.schemas.artifact import Execution
 from thinkdiff.schemas.errors import InputError, SpecError
 from thinkdiff.schemas.pipeline import PipelineSpec
 
+if TYPE_CHECKING:
+    from thinkdiff.tasks.aligner import Aligner
+
 log = logging.getLogger(__name__)
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+def chosen_aligner(run: Execution, reference: str) -> AlignerCheckpoint | Aligner:
+    """A trained aligner by its fingerprint, or one in the hub's form: a reference with a slash names that.
+
+    Raises SpecError or ModelError when there is none.
+    """
+    if "/" not in reference:
+        return trained_aligner(run, reference)
+    from thinkdiff.tasks.aligner_files import from_pretrained
+
+    return from_pretrained(reference, run=run)
 
 
 def trained_aligner(run: Execution, reference: str) -> AlignerCheckpoint:
@@ -32,7 +48,8 @@ def trained_aligner(run: Execution, reference: str) -> AlignerCheckpoint:
     if len(chosen) != 1:
         raise SpecError(
             f"aligner: found {len(chosen)} under {run.root} for {reference!r}, expected exactly one. "
-            "`thinkdiff run mini --until train_aligner` trains one; `thinkdiff artifacts` lists them."
+            "`thinkdiff run mini --until train_aligner` trains one; `thinkdiff artifacts` lists them; "
+            "a folder is named with a slash, as in ./aligner."
         )
     artifact = read_record(artifact_folder(run.root, "train_aligner", chosen[0].fingerprint), AlignerCheckpoint)
     if artifact is None:
@@ -67,7 +84,12 @@ def user_turn(parts: list[str]) -> tuple[str | bytes, ...]:
 
 
 def compose(
-    spec: PipelineSpec, aligner: AlignerCheckpoint, parts: list[str], out: Path, seed: int, run: Execution
+    spec: PipelineSpec,
+    aligner: AlignerCheckpoint | Aligner,
+    parts: list[str],
+    out: Path,
+    seed: int,
+    run: Execution,
 ) -> str:
     """Writes the picture and returns the VLM's words."""
     from PIL import Image
@@ -82,6 +104,8 @@ def compose(
 
     content = user_turn(parts)
     asked, media = spec.queries, spec.media
+    if asked is None or media is None:
+        raise SpecError(f"{spec.name}: found no decoder in the recipe, expected `queries` and `media`. Name another.")
     pictures = sum(isinstance(part, bytes) for part in content)
     with open_engine(
         run, asked, model_path(asked.vlm, run), add_vision_id=pictures > 1, max_images=max(pictures, 1), log=log.debug

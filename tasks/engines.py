@@ -13,11 +13,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from thinkdiff.schemas.artifact import Execution
-from thinkdiff.schemas.features import FeatureSpec
+from thinkdiff.schemas.features import FeatureSpec, PictureTokens
 
 if TYPE_CHECKING:
     from thinkdiff.tasks.qwen_engine import QwenEngine
     from thinkdiff.tasks.transformers_engine import TransformersEngine
+    from thinkdiff.tasks.vision_tower import TowerEngine
+
+    Engine = QwenEngine | TransformersEngine | TowerEngine
 
 
 class Idle:
@@ -74,7 +77,7 @@ def close_engines() -> None:
 @contextmanager
 def borrowed_engine(
     run: Execution, spec: FeatureSpec, path: str, *, add_vision_id: bool, max_images: int, log: Callable[[str], None]
-) -> Iterator[QwenEngine | TransformersEngine]:
+) -> Iterator[Engine]:
     """A started engine as `open_engine` describes it, kept for the next borrower unless something is raised here."""
     kind = repr((path, spec, run.engine, run.device, run.max_num_seqs, run.threads, add_vision_id, max_images))
     place, engine = IDLE.take(kind)
@@ -107,7 +110,7 @@ def gpus(run: Execution) -> list[str]:
 def open_engine(
     run: Execution, spec: FeatureSpec, path: str, *, add_vision_id: bool, max_images: int, log: Callable[[str], None],
     place: int = 0,
-) -> QwenEngine | TransformersEngine:  # fmt: skip
+) -> Engine:  # fmt: skip
     """The engine that the run asks for, not yet started.
 
     add_vision_id: pictures are introduced by "Picture 1: " and so on; max_images: pictures per request at most; log
@@ -116,6 +119,10 @@ def open_engine(
     from thinkdiff.tasks.models import compute_device
     from thinkdiff.tasks.qwen_chat import Sampling
 
+    if isinstance(spec.prompts, PictureTokens):
+        from thinkdiff.tasks.vision_tower import TowerEngine
+
+        return TowerEngine(path, "cuda" if compute_device(run) == "cuda" else "cpu", spec.compute_dtype)
     sampling = Sampling(spec.temperature, spec.top_p, spec.max_tokens, spec.end_policy)
     kinds = frozenset(spec.tokens)
     if run.engine == "transformers":

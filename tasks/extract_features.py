@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from thinkdiff.schemas.artifact import Execution
-from thinkdiff.schemas.features import STATISTICS, FeatureSet, FeatureSpec
+from thinkdiff.schemas.features import STATISTICS, FeatureSet, FeatureSpec, PictureTokens
 from thinkdiff.schemas.images import ImageSet
 from thinkdiff.tasks.engines import close_engines, gpus
 from thinkdiff.tasks.extraction_meter import merged, sentence
@@ -20,6 +20,7 @@ from thinkdiff.tasks.feature_work import Extraction, extract_shards
 from thinkdiff.tasks.models import hidden_size, model_path
 from thinkdiff.tasks.progress import Progress
 from thinkdiff.tasks.step import Made, Work, step
+from thinkdiff.tasks.vision_tower import tower_width
 
 RANGE = 16  # shards that a worker is given together: what a slow or dead one costs
 LOOK_SECONDS = 5.0
@@ -33,7 +34,7 @@ def extract_features(work: Work, spec: FeatureSpec, images: ImageSet | None) -> 
 
     plan, path = planned(spec, images, work.run), model_path(spec.vlm, work.run)
     common = Extraction(
-        work.folder, spec, work.run, path, plan.pictures, plan.rows, hidden_size(path), plan.max_images
+        work.folder, spec, work.run, path, plan.pictures, plan.rows, width(spec, path), plan.max_images
     )  # fmt: skip
     writer = common.writer()
     kept = set(writer.prepare())
@@ -86,6 +87,11 @@ def extract(work: Work, common: Extraction, plan: Plan, missing: Sequence[int], 
             close_engines()
         progress.advance(plan.rows - progress.done)
     return merged(found, time.perf_counter() - began)
+
+
+def width(spec: FeatureSpec, path: str) -> int:
+    """D."""
+    return tower_width(path) if isinstance(spec.prompts, PictureTokens) else hidden_size(path)
 
 
 def side_by_side(run: Execution) -> tuple[int, int]:

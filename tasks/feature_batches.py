@@ -1,12 +1,14 @@
 """Which features and which text each training step sees: pure functions of (seed, step), so resuming needs no state.
 
-In: a feature store, of generated or of input tokens. Out: a rank's share of each step, packed: prompt rows and target
-tokens. All ranks draw the whole step, so that it is the same for any number of them, and each reads its share alone.
+In: a feature store, of a VLM's generated or input tokens, or of a vision tower's with captions. Out: a rank's share of
+each step, packed: prompt rows, target tokens, and the tokens of a caption's words that stand behind a picture's rows.
+All ranks draw the whole step, so that it is the same for any number of them, and each reads its share alone.
 Shapes: B samples of a step, P prompt rows of a share, Q the VLM's width.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,11 +18,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from thinkdiff.schemas.aligner import AlignerSpec
+from thinkdiff.schemas.errors import InputError
 from thinkdiff.schemas.features import TokenKind
 from thinkdiff.storage.feature_reader import LENGTHS
 from thinkdiff.storage.feature_stream import FeatureBatch
 
 VALIDATION_STREAM = 1 << 40
+PUNCTUATION, CAPTION_WORDS = re.compile(r"[.!\"()*#:;~]"), 50  # of BLIP's captions
 Ints = npt.NDArray[np.int64]
 
 
@@ -41,12 +45,13 @@ class Source(Protocol):
 class Share:
     """What one process has in memory together.
 
-    x_PQ: prompt rows in the stored type; prompts: how many of them each sample has; targets: its token ids;
-    members: its place in the step.
+    x_PQ: prompt rows in the stored type; prompts: how many of them each sample has; words: token ids of the shown words
+    of its caption, if captions are split; targets: its token ids; members: its place in the step.
     """
 
     x_PQ: npt.NDArray[Any]
     prompts: list[int]
+    words: list[list[int]]
     targets: list[list[int]]
     members: Ints
 
@@ -68,10 +73,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class Draw:
-    """Which tokens of which rows are shown, the text of the others, and that text as token ids of the T5."""
+    """Which tokens of which rows are shown, the text of the others, and texts as token ids of the T5.
+
+    words: of a caption's words that are shown, if captions are split.
+    """
 
     rows: Ints
     shown: list[Ints]
+    words: list[list[int]]
     texts: list[str]
     targets: list[list[int]]
 
@@ -80,11 +89,14 @@ class FeatureBatches:
     """Shuffled epochs without replacement over the trainable rows, the first `validation_rows` of them held out.
 
     Rows are stored in the order of their keys, which are hashes, so the first rows are a random draw. A row is
-    trainable when it has at least two tokens: one to show and one to predict. `t5_tokens` makes token ids of texts.
+    trainable when it has at least two tokens: one to show and one to predict; of a vision tower's, when its caption has
+    a word. `tokenizer` is the VLM's, if there is one; `t5_tokens` makes at most so many token ids of texts. Raises
+    InputError when the features are not those that the spec masks.
     """
 
     def __init__(
-        self, spec: AlignerSpec, source: Source, tokenizer: Any, t5_tokens: Callable[[Sequence[str]], list[list[int]]],
+        self, spec: AlignerSpec, source: Source, tokenizer: Any,
+        t5_tokens: Callable[[Sequence[str], int], list[list[int]]],
         rank: int = 0, ranks: int = 1, micro_batch: int = 0,
     ) -> None:  # fmt: skip
         self.spec, self.source, self.tokenizer, self.t5_tokens = spec, source, tokenizer, t5_tokens
@@ -92,7 +104,15 @@ class FeatureBatches:
         self._prompts = source.table.column(LENGTHS[spec.features]).to_numpy()
         self._token_ids = source.table.column("token_ids")
         lengths = source.table.column("length").to_numpy()
-        usable = np.flatnonzero(lengths >= 2)
+        self.captioned = bool(len(lengths)) and not lengths.any()
+        if spec.masking != "none" and self.captioned != (spec.masking == "words"):
+            found, wanted = ("captions", "words") if self.captioned else ("answers of a VLM", "split or element")
+            raise InputError(
+                f"train_aligner: found features with {found} and the masking {spec.masking}, expected {wanted}, or "
+                "none. Captions are split by words, answers by tokens; set masking so."
+            )
+        self._captions = list(map(cleaned, source.table.column("text").to_pylist())) if self.captioned else []
+        usable = np.flatnonzero(list(map(bool, self._captions)) if self.captioned else lengths >= 2)
         self.skipped = len(lengths) - len(usable)
         held_out = min(spec.validation_rows, max(len(usable) - 1, 0))
         self.validation_rows, self.training_rows = usable[:held_out], usable[held_out:]
@@ -124,12 +144,14 @@ class FeatureBatches:
 
     def draw(self, rows: Ints, stream: list[int]) -> Draw:
         """Splits samples: k of a sample's L tokens are shown, k uniform in 1 … min(L - 1, max_split)."""
+        if self.captioned:
+            return self._draw_captions(rows, stream)
         rng = np.random.default_rng(stream)
         shown, rest = [], []
         for row in rows:
-            ids = np.asarray(self._token_ids[int(row)].values)
+            ids = np.asarray(self._token_ids[int(row)].values)[: self.spec.tokens]
             if self.spec.masking == "none":
-                shown.append(np.arange(self._prompts[row]))
+                shown.append(np.arange(self._prompts[row] if self.spec.features == "input" else len(ids)))
                 rest.append(ids)
                 continue
             count = int(rng.integers(1, min(len(ids) - 1, self.spec.max_split) + 1))
@@ -138,7 +160,20 @@ class FeatureBatches:
             shown.append(seen)
             rest.append(np.delete(ids, seen))
         texts = self.tokenizer.batch_decode(rest, skip_special_tokens=True)
-        return Draw(rows, shown, texts, self.t5_tokens(texts))
+        return Draw(rows, shown, [], texts, self.t5_tokens(texts, self.spec.max_target_tokens))
+
+    def _draw_captions(self, rows: Ints, stream: list[int]) -> Draw:
+        """All of a picture; k of its caption's n words, k uniform in 1 … n - 1, and none of a caption of one word."""
+        rng = np.random.default_rng(stream)
+        shown = [np.arange(self._prompts[row]) for row in rows]
+        before, texts = list[str](), list[str]()
+        for row in rows:
+            words = self._captions[int(row)].split(" ")
+            count = int(rng.integers(1, len(words))) if self.spec.masking == "words" and len(words) > 1 else 0
+            before.append(" ".join(words[:count]))
+            texts.append(" ".join(words[count:]))
+        words = self.t5_tokens(before, self.spec.max_prompt_tokens) if self.spec.masking == "words" else []
+        return Draw(rows, shown, words, texts, self.t5_tokens(texts, self.spec.max_target_tokens))
 
     def readings(self) -> tuple[list[str], Share] | None:
         """Some held-out rows as validation splits them, for all ranks to read, and the texts of what is not shown."""
@@ -161,13 +196,21 @@ class FeatureBatches:
         cuts = range(0, len(mine), self.micro_batch)
         shares = [self._share(draw, mine[first : first + self.micro_batch]) for first in cuts]
         prompts = np.array([len(shown) for shown in draw.shown])
+        if draw.words:
+            prompts += [len(words) for words in draw.words]
         return Batch(draw.rows, prompts, tokens, token_weights(self.spec, tokens), shares)
 
     def _share(self, draw: Draw, members: Ints) -> Share:
         found = self.source.window(draw.rows[members], self.spec.features)
         seen = [draw.shown[member] for member in members]
         x_PQ = np.concatenate([states_TQ[one] for states_TQ, one in zip(found.features, seen, strict=True)])
-        return Share(x_PQ, [len(one) for one in seen], [draw.targets[member] for member in members], members)
+        words = [draw.words[member] for member in members] if draw.words else []
+        return Share(x_PQ, [len(one) for one in seen], words, [draw.targets[member] for member in members], members)
+
+
+def cleaned(caption: str) -> str:
+    """A caption as ThinkDiff-CLIP reads it: lower case, little punctuation, at most CAPTION_WORDS words."""
+    return " ".join(PUNCTUATION.sub(" ", caption.lower()).split()[:CAPTION_WORDS])
 
 
 def token_weights(spec: AlignerSpec, tokens: Ints) -> npt.NDArray[np.float64]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from thinkdiff.schemas.artifact import Execution
 from thinkdiff.schemas.cobsat import CobsatPrompts
 from thinkdiff.schemas.errors import InputError
-from thinkdiff.schemas.features import CaptionPrompts, FeatureSpec
+from thinkdiff.schemas.features import CaptionPrompts, FeatureSpec, PictureTokens
 from thinkdiff.schemas.images import ImageSet
 
 if TYPE_CHECKING:
@@ -115,7 +115,11 @@ def questions_at(spec: FeatureSpec, pictures: Pictures, places: Iterable[Place])
     reader = PieceReader(pictures.folder)
     for place in places:
         assert isinstance(place, tuple)
-        yield [caption_question(spec, spec.prompts, row) for row in reader.rows(place)]
+        rows = reader.rows(place)
+        if isinstance(spec.prompts, PictureTokens):
+            yield [Question(row.key, row.caption, (0,), (row,)) for row in rows]
+        else:
+            yield [caption_question(spec, spec.prompts, row) for row in rows]
 
 
 def caption_question(spec: FeatureSpec, prompts: CaptionPrompts, row: Any) -> Question:

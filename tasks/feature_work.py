@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from thinkdiff.schemas.artifact import Execution
 from thinkdiff.schemas.cobsat import CobsatPrompts
 from thinkdiff.schemas.errors import InputError
-from thinkdiff.schemas.features import FeatureSpec
+from thinkdiff.schemas.features import FeatureSpec, PictureTokens
 from thinkdiff.tasks.ahead import ahead
 from thinkdiff.tasks.engines import borrowed_engine
 from thinkdiff.tasks.extraction_meter import Meter
@@ -142,6 +142,8 @@ def feature_row(spec: FeatureSpec, question: Question, made: Generation) -> Feat
             f"{question.key}: found a prompt of {len(inputs)} tokens, expected at most max_input_tokens = "
             f"{spec.max_input_tokens}. Raise max_input_tokens."
         )
+    if isinstance(spec.prompts, PictureTokens):
+        return FeatureRow(question.key, "", (), -1, question.prompt, made.features, inputs)
     return FeatureRow(
         key=question.key, prompt=question.prompt, token_ids=tuple(made.token_ids),
         eos=-1 if made.end_index is None else made.end_index, text=made.text,

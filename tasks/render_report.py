@@ -43,12 +43,18 @@ def render_report(
     media: MediaSet,
     scores: Scorecard,
     variants: dict[str, Scorecard],
+    trained: dict[str, AlignerCheckpoint],
 ) -> Made:
-    """Reads what the page shows and writes the page. `variants` are scorecards by `condition, seed N`."""
+    """Reads what the page shows and writes the page.
+
+    `variants` are scorecards by `condition, seed N`, `trained` the aligners; of some there are no pictures.
+    """
     from thinkdiff.storage.records import checked_bytes
     from thinkdiff.tasks.cobsat import tasks
     from thinkdiff.tasks.report_ablations import markdown as ablation_tables
     from thinkdiff.tasks.report_accuracy import markdown as accuracy_tables
+    from thinkdiff.tasks.report_losses import grouped
+    from thinkdiff.tasks.report_losses import markdown as loss_tables
     from thinkdiff.tasks.report_numbers import chance, conditions
     from thinkdiff.tasks.report_page import Content, page
 
@@ -77,6 +83,7 @@ def render_report(
             "scores": scores,
         },
         variants=variants,
+        trained=grouped({name: read_losses(one) for name, one in trained.items()}),
     )
     data = page(content)
     return Made(
@@ -88,7 +95,13 @@ def render_report(
             "variants": len(variants),
         },
         stats={"scores": scores.stats["scores"]},
-        page=f"{accuracy_tables(content.scores, content.chance)}\n\n{ablation_tables(content.conditions)}",
+        page="\n\n".join(
+            (
+                accuracy_tables(content.scores, content.chance),
+                ablation_tables(content.conditions),
+                loss_tables(content.trained),
+            )
+        ),
     )
 
 
@@ -133,6 +146,14 @@ def read_scores(card: Scorecard, order: list[str]) -> Scores:
                     cells[method, int(shots), group] = Cell(**cell)
     ordered = tuple(task for task in order if task in tasks)
     return Scores(tuple(stored["methods"]), tuple(sorted(shots_found)), ordered, stored["confidence"], cells)
+
+
+def read_losses(aligner: AlignerCheckpoint) -> dict[str, list[float]]:
+    """The losses of every step, and those on held-out rows."""
+    from thinkdiff.storage.records import checked_bytes
+
+    found = json.loads(checked_bytes(aligner, "losses.json"))
+    return {"training": found["training"], "validation": [loss for _, loss in found["validation"]]}
 
 
 def read_answers(features: FeatureSet, images: ImageSet, count: int) -> list[Spoken]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from thinkdiff.tasks.report_losses import Trained, losses
 from thinkdiff.tasks.report_markup import BREAK, Child, Html, grid, join, percent, plural, points, table, tag
 from thinkdiff.tasks.report_numbers import (
     BASE,
@@ -26,6 +27,9 @@ COMMAND = "thinkdiff run ablations"
 MEANS = {
     "aligned": "the recipe as it is: masked training, generated tokens, T5's norm as a start",
     "no masking": "the aligner sees the whole caption that it must repeat",
+    "element masking": "tokens anywhere are shown, and the text of the others is asked for",
+    "4 tokens": "only the first four tokens of an answer are trained on",
+    "8 tokens": "only the first eight",
     "no norm": "no RMSNorm at the aligner's end",
     "default norm": "the RMSNorm starts from ones instead of T5's weights",
     "input tokens": "hidden states of the question instead of the answer",
@@ -33,7 +37,7 @@ MEANS = {
 }
 
 
-def ablations(found: Sequence[Condition], chance: float) -> Html:
+def ablations(found: Sequence[Condition], chance: float, trained: Sequence[Trained] = ()) -> Html:
     """The section; one line with the command when there is nothing to show."""
     if not found:
         return tag("p", "The ablations have not been run under this root. ", tag("code", COMMAND), " adds them here.")
@@ -62,6 +66,7 @@ def ablations(found: Sequence[Condition], chance: float) -> Html:
             ),
             compared(gains),
             *(per_task(found, shots) for shots in all_shots(found)),
+            losses(trained),
         ]
     )
 

@@ -17,6 +17,7 @@ from thinkdiff.tasks.report_accuracy import NAMES, accuracy, by_task
 from thinkdiff.tasks.report_data import data
 from thinkdiff.tasks.report_examples import Example, cards, hero
 from thinkdiff.tasks.report_features import Spoken, features
+from thinkdiff.tasks.report_losses import Trained
 from thinkdiff.tasks.report_markup import Child, Html, join, percent, plural, table, tag
 from thinkdiff.tasks.report_numbers import Chance, Condition, Scores
 from thinkdiff.tasks.report_plots import curves
@@ -41,6 +42,7 @@ class Content:
     conditions: Sequence[Condition]
     artifacts: Mapping[str, Artifact]
     variants: Mapping[str, Artifact]
+    trained: Sequence[Trained] = ()
 
     def model(self, role: str, field: str) -> str:
         """The name of a model that an artifact's spec asked for."""
@@ -66,7 +68,7 @@ def page(content: Content) -> bytes:
         ("training", "Training the aligner", training(content)),
         ("data", "Captions and pictures", data(content.artifacts["captions"], content.artifacts["images"])),
         ("features", "What the VLM says", features(content.answers, content.statistics)),
-        ("ablations", "Ablations", ablations(content.conditions, content.chance.blind)),
+        ("ablations", "Ablations", ablations(content.conditions, content.chance.blind, content.trained)),
         ("provenance", "Provenance", provenance(content)),
     ]
     links = tag("nav", *(tag("a", title, href=f"#{name}") for name, title, _ in sections), aria_label="Sections")

@@ -105,6 +105,10 @@ nav a:hover, nav a:focus-visible { text-decoration: underline; }
 .plot .raw { stroke: var(--bar); stroke-width: 1; opacity: .55; }
 .plot .smooth { stroke: var(--soft); stroke-width: 2; }
 .plot .held { stroke: var(--accent); stroke-width: 2; }
+.plot .smooth.norm0 { stroke: var(--accent); }
+.plot .smooth.norm1 { stroke-dasharray: 7 4; }
+.plot .smooth.norm2 { stroke-dasharray: 2 4; }
+.plot .end.norm0 { color: var(--accent); font-weight: 650; }
 .plot .points { stroke: var(--accent); stroke-width: 7; }
 .plot span { position: absolute; line-height: 1; white-space: nowrap; }
 .plot .y { right: calc(100% + .6rem); transform: translateY(-50%); }

@@ -160,6 +160,14 @@ def make_scores(root: Path, number: int, media: MediaSet, odds: dict[str, float]
     return artifact(Scorecard, root, "score_cobsat", number, files, spec, {"media": media}, stats={"scores": headline})
 
 
+def make_aligner(root: Path, number: int, end: float) -> AlignerCheckpoint:
+    """An aligner whose losses fall to `end`, and on held-out rows to twice as much."""
+    losses = {"training": [end + 4 / (1 + i) for i in range(300)], "validation": [[150, 3 * end], [300, 2 * end]]}
+    entry = stage_folder(root, "train_aligner", number).write("losses.json", json.dumps(losses).encode())
+    spec = AlignerSpec(t5=Model(name="t5")).model_dump(mode="json")
+    return artifact(AlignerCheckpoint, root, "train_aligner", number, [entry], spec, counts={"steps": 300})
+
+
 def build(root: Path) -> tuple[dict[str, Any], dict[str, Scorecard]]:
     """The stage's parents by role and its variants, with hostile words in every text that data bring."""
     for picture in pictures(ASKED):
@@ -199,7 +207,14 @@ def build(root: Path) -> tuple[dict[str, Any], dict[str, Scorecard]]:
         for i, (name, level) in enumerate(levels.items())
         for seed in range(5)
     }
+    ends = {"aligned": 0.2, "default norm": 0.5, "no norm": 2.0, "CLIP: aligned": 1.0}
+    trained = {
+        f"{name}, seed {seed}": make_aligner(root, 60 + 10 * i + seed, end + seed / 10)
+        for i, (name, end) in enumerate(ends.items())
+        for seed in range(3)
+    }
     parents = {
+        "trained": trained,
         "captions": captions,
         "images": images,
         "features": features,

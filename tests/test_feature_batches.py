@@ -32,7 +32,7 @@ def batches(features, tokenizers, rank=0, ranks=1, micro_batch=0, **changes) -> 
         spec(**changes),
         FeatureStore(features),
         vlm,
-        lambda texts: t5(list(texts))["input_ids"],
+        lambda texts, most: t5(list(texts), truncation=True, max_length=most)["input_ids"],
         rank,
         ranks,
         micro_batch,

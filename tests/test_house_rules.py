@@ -35,6 +35,8 @@ VERBS = {
 KNOW_PREFECT = {"step", "progress"}
 HEAVY = {"torch", "zarr", "fsspec"}
 PLAIN = sys.stdlib_module_names | {"pydantic", "thinkdiff"}
+# The authors' checkpoint layout is what torch.save writes; reading it back runs nothing.
+SAVES = {"tasks/aligner_files.py"}
 PICKLES = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 TOP = {"pyproject.toml", "README.md", "AGENTS.md", "CHANGELOG.md", "LICENSE", "deploy", "tests", *LEVELS}
 NESTED = {"deploy/mini", "tests/bench"}
@@ -121,6 +123,8 @@ def call_breaches(name: str, tree: ast.AST) -> Iterator[str]:
         values = {word.arg: ast.unparse(word.value) for word in node.keywords}
         if called.endswith("torch.load") and values.get("weights_only") != "True":
             yield f"{name}:{node.lineno} calls {called}: without weights_only=True it runs a pickle"
+        if called.endswith("torch.save") and name not in SAVES:
+            yield f"{name}:{node.lineno} calls {called}: it writes a pickle"
         if values.get("allow_pickle", "False") != "False":
             yield f"{name}:{node.lineno} calls {called}: allow_pickle runs a pickle"
 
@@ -183,6 +187,8 @@ def test_python_files_break_no_rule() -> None:
         ("flows/x_flow.py", "def f():\n    from thinkdiff.mini import world", "only flows/recipes.py"),
         ("deploy/mini/x.py", "import pickle", "nothing here reads or writes a pickle"),
         ("tasks/x.py", "import torch\ntorch.load('a', weights_only=False)", "tasks/x.py:3 calls torch.load"),
+        ("tasks/x.py", "import torch\ntorch.save({}, 'a')", "tasks/x.py:3 calls torch.save: it writes a pickle"),
+        ("tasks/aligner_files.py", "import torch\ntorch.load('a')", "tasks/aligner_files.py:3 calls torch.load"),
         ("storage/x.py", "import numpy\nnumpy.load('a', allow_pickle=True)", "allow_pickle runs a pickle"),
         ("tasks/flux.py", "@step(A)\ndef flux(): ...", "one stage, one file"),
         ("tasks/fetch_images.py", "@step(A)\ndef a(): ...\n@step(A)\ndef b(): ...", "one stage, one file"),

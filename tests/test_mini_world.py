@@ -17,7 +17,7 @@ from thinkdiff.schemas.features import PAPER_PROMPTS
 from thinkdiff.schemas.pipeline import World
 from thinkdiff.tasks.qwen_engine import prepare_torchvision
 
-FOLDERS = ("mini-qwen2-vl", "mini-t5", "mini-flux", "mini-flux-less-robust", "mini-judge")
+FOLDERS = ("mini-qwen2-vl", "mini-eva-clip", "mini-t5", "mini-flux", "mini-flux-less-robust", "mini-judge")
 MOST_BYTES = 12_000_000
 
 
@@ -171,6 +171,7 @@ def test_weights_load_by_their_stock_classes_and_compute_in_float32():
     import torch
     from diffusers import FluxPipeline, FluxTransformer2DModel
     from transformers import (
+        Blip2VisionModel,
         Qwen2VLForConditionalGeneration,
         ResNetForImageClassification,
         T5ForConditionalGeneration,
@@ -186,6 +187,7 @@ def test_weights_load_by_their_stock_classes_and_compute_in_float32():
         FluxTransformer2DModel.from_pretrained(folder / "mini-flux-less-robust", torch_dtype=torch.float32),
         pipeline.transformer,
         pipeline.vae,
+        Blip2VisionModel.from_pretrained(folder / "mini-eva-clip"),
     ]
     assert {p.dtype for model in models for p in model.parameters()} == {torch.float32}
     labels = models[2].config.id2label.values()

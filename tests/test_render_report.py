@@ -178,7 +178,7 @@ def test_report_says_what_became_of_the_rows_and_pictures(parsed):
 
 def test_report_provenance_names_every_ancestor(built, parsed):
     table = parsed.table("Artifact")
-    for ancestor in built[1].values():
+    for ancestor in (parent for role, parent in built[1].items() if role != "trained"):
         row = next(cells for name, cells in table.items() if name.endswith(ancestor.stage))
         assert row[2:5] == ["1.5 s", f"host-of-{ancestor.stage}", "c" * 10]
     assert "queries extract_features" in " ".join(" ".join(table).split())
@@ -220,12 +220,32 @@ def test_report_without_a_demonstration_picture_leaves_its_place_empty(built, tm
     root = tmp_path / "root"
     shutil.copytree(built[0], root)
     moved = {
-        role: a.model_copy(update={"uri": a.uri.replace(str(built[0]), str(root))}) for role, a in built[1].items()
+        role: a.model_copy(update={"uri": a.uri.replace(str(built[0]), str(root))})
+        for role, a in built[1].items()
+        if role != "trained"
     }
+    moved["trained"] = {}
     shutil.rmtree(root / "data")
     page = Parsed(render((root, moved, {}), {}, 2, examples=3))
     assert page.text.count("Right answer:") == 3
     assert "its place stays empty" in caplog.text
+
+
+def test_report_shows_the_losses_of_the_ablations_and_the_three_starts_of_the_norm(built, parsed):
+    rows = parsed.table("Validation loss")
+    assert set(rows) == {"aligned", "default norm", "no norm", "CLIP: aligned"}
+    seeds, training, validation = rows["no norm"]
+    assert seeds == "3"
+    ends = [np.mean([2.0 + seed / 10 + 4 / (1 + i) for i in range(250, 300)]) for seed in range(3)]
+    half = 4.302653 * np.std(ends, ddof=1) / np.sqrt(3)  # Student's, two degrees of freedom
+    assert training == f"{np.mean(ends):.3f} ({np.mean(ends) - half:.3f} – {np.mean(ends) + half:.3f})"
+    assert validation.startswith("4.200 (")
+    plots = [attributes for tag, attributes in parsed.tags if attributes.get("role") == "img"]
+    figure = next(one["aria-label"] for one in plots if "no norm" in (one["aria-label"] or ""))
+    assert "with T5's norm it ends at 0.3" in figure
+    assert "with norm from ones it ends at 0.6" in figure
+    drawn = [one["class"] for tag, one in parsed.tags if tag == "path" and "norm" in (one.get("class") or "")]
+    assert drawn == ["smooth norm0", "smooth norm1", "smooth norm2"]
 
 
 def test_report_of_an_untrained_aligner_has_no_curve(built):

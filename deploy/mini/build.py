@@ -1,7 +1,8 @@
 """Trains the whole miniature from a seed and writes its model card: `build_mini(out)`.
 
 The models are trained in order, since the later need the earlier: judge, autoencoder, T5, FLUX (a clean start, then the
-released model and its less robust sister). The VLM needs none of them, so `only=("vlm",)` can run in a second process.
+released model and its less robust sister). The VLM and the vision tower need none of them, so `only=("vlm",)` can run
+in a second process.
 Every model leaves `training.json` beside its weights; the card, `README.md`, is written from these files.
 """
 
@@ -18,9 +19,17 @@ from thinkdiff.mini import release
 from thinkdiff.schemas.errors import SpecError
 from thinkdiff.tasks.qwen_engine import prepare_torchvision
 
-STAGES = ("judge", "autoencoder", "t5", "flux_start", "flux", "flux_less_robust", "vlm")
+STAGES = ("judge", "autoencoder", "t5", "flux_start", "flux", "flux_less_robust", "vlm", "tower")
 # folders of the card, in its order
-FOLDERS = ("mini-qwen2-vl", "mini-t5", "mini-flux", "mini-flux/vae", "mini-flux-less-robust", "mini-judge")
+FOLDERS = (
+    "mini-qwen2-vl",
+    "mini-eva-clip",
+    "mini-t5",
+    "mini-flux",
+    "mini-flux/vae",
+    "mini-flux-less-robust",
+    "mini-judge",
+)
 CARD = "README.md"
 SCORINGS = "scorings.jsonl"
 
@@ -43,7 +52,7 @@ def build_mini(out: Path, seed: int = 0, only: tuple[str, ...] = ()) -> dict[str
 
 
 def _trainers() -> dict[str, Callable[[Path, int], dict[str, Any]]]:
-    from thinkdiff.mini import train_autoencoder, train_flux, train_judge, train_t5, train_vlm
+    from thinkdiff.mini import train_autoencoder, train_flux, train_judge, train_t5, train_tower, train_vlm
 
     return {
         "judge": train_judge.train_judge,
@@ -53,6 +62,7 @@ def _trainers() -> dict[str, Callable[[Path, int], dict[str, Any]]]:
         "flux": train_flux.train_flux,
         "flux_less_robust": train_flux.train_flux_less_robust,
         "vlm": train_vlm.train_vlm,
+        "tower": train_tower.train_tower,
     }
 
 

@@ -173,7 +173,9 @@ def rewritten(root: str, whole: FeatureSet, condition: str) -> FeatureSet:
 def study(run: Execution, seeds: int, per_task: int, conditions: list[str]) -> dict[str, Any]:
     """Condition -> bytes of its store, validation losses and accuracies by seed."""
     spec = recipes.miniature(name="codecs", per_task=per_task)
-    assert spec.scores is not None
+    assert spec.scores
+    assert spec.queries
+    assert spec.media
     recipes.prepare(spec, run)
     images = fetch_images(run, spec.images, sample_captions(run, spec.captions).artifact).artifact
     whole = extract_features(run, spec.features, images).artifact

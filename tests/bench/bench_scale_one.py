@@ -28,6 +28,7 @@ from thinkdiff.tasks.qwen_engine import prepare_torchvision
 def study(t5: Model, decoder: Model, seeds: int) -> PipelineSpec:
     """The miniature with another T5 and FLUX, and a variant for every norm and seed."""
     base = recipes.miniature(name="scale-one", per_task=10, tuning=True)
+    assert base.media
     media = base.media.but(t5=t5, decoder=decoder, methods=("aligned",))
     variants = tuple(
         Variant(name=norm, aligner=base.aligner.but(t5=t5, norm=norm, seed=seed), media=media)

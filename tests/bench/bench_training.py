@@ -68,7 +68,7 @@ class Words:
         return [" ".join(map(str, row)) for row in rows]
 
 
-def t5_tokens(texts: Any) -> list[list[int]]:
+def t5_tokens(texts: Any, most: int) -> list[list[int]]:
     """Text as ids, and `</s>`."""
     return [[*(int(word) for word in text.split()), 1] for text in texts]
 
@@ -101,7 +101,7 @@ def padded(batch: Batch) -> Batch:
     )
     targets = [[*target, *[1] * (width - len(target))] for target in share.targets]
     return Batch(batch.rows, batch.prompts, batch.tokens, batch.weights_B,
-                 [Share(share.x_PQ[rows], [longest] * len(targets), targets, share.members)])  # fmt: skip
+                 [Share(share.x_PQ[rows], [longest] * len(targets), [], targets, share.members)])  # fmt: skip
 
 
 def hugging_face(job: Job, batch: Batch, share: Share, x_PQ: torch.Tensor) -> torch.Tensor:
