@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
@@ -80,6 +80,12 @@ class Progress:
         if now - self._last_artifact >= ARTIFACT_SECONDS:
             self._last_artifact = now
             self._show_artifact()
+
+    def page(self, name: str, markdown: str) -> None:
+        """Shows a page beside the progress in the UI, in the place of an earlier one of that name."""
+        if self._artifact is not None:
+            key = f"{self.stage.replace('_', '-')}-{name}"
+            create_markdown_artifact(markdown, key=key, description=self.line())
 
     def rate(self) -> float:
         """Units per second of this run."""

@@ -83,6 +83,7 @@ def render_report(
             "scores": scores,
         },
         variants=variants,
+        readings=losses["readings"][-1]["rows"] if losses.get("readings") else [],
         trained=grouped({name: read_losses(one) for name, one in trained.items()}),
     )
     data = page(content)

@@ -43,6 +43,7 @@ class Content:
     artifacts: Mapping[str, Artifact]
     variants: Mapping[str, Artifact]
     trained: Sequence[Trained] = ()
+    readings: Sequence[Mapping[str, str]] = ()
 
     def model(self, role: str, field: str) -> str:
         """The name of a model that an artifact's spec asked for."""
@@ -117,6 +118,8 @@ def training(content: Content) -> Html:
     counts, spec = content.artifacts["aligner"].counts, content.artifacts["aligner"].spec
     ways = {
         "split": "the first part of a caption's hidden states goes in, and the frozen T5 decoder must continue it",
+        "element": "some of a caption's hidden states go in, and the frozen T5 decoder must say the other words",
+        "words": "a picture's tokens and the first words of its caption go in, and the frozen T5 decoder must go on",
         "none": "all of a caption's hidden states go in, and the frozen T5 decoder must repeat it",
     }
     said = (
@@ -125,7 +128,22 @@ def training(content: Content) -> Html:
         f"in it. Validation is on {plural(counts.get('validation_rows', 0), 'held-out caption')}."
     )
     note = "Loss per token (logarithmic) by step. The faint line is each step's loss, the bold one a running mean."
-    return join([tag("p", said), curves(content.training, content.validation), tag("p", note, class_="soft")])
+    parts = [tag("p", said), curves(content.training, content.validation), tag("p", note, class_="soft")]
+    return join([*parts, read_back(content.readings)])
+
+
+def read_back(rows: Sequence[Mapping[str, str]]) -> Html | None:
+    """What the T5 decoder says to held-out features, beside the VLM's own words."""
+    if not rows:
+        return None
+    said = (
+        "What the frozen T5 decoder reads, greedily, in the aligned features of the first part of a held-out caption, "
+        "beside how the caption goes on. The features tell no more than the model had thought of by then."
+    )
+    body: list[list[Child]] = [[row["expected"], row["read"]] for row in rows]
+    return join(
+        [tag("h3", "Read back"), tag("p", said), table(["The caption goes on", "The T5 reads"], body, class_="words")]
+    )
 
 
 def provenance(content: Content) -> Html:

@@ -32,10 +32,15 @@ def train_aligner(work: Work, spec: AlignerSpec, features: FeatureSet) -> Made:
             watch.hear(event)
             if event["event"] == "start":
                 progress.resume(event["step"])
+                work.log.info("train_aligner: from step %d in %d processes", event["step"], event["world"])
             elif event["event"] == "step":
                 progress.advance()
             elif event["event"] == "validation":
                 work.log.info("train_aligner: step %d, validation loss %.4f", event["step"], event["loss"])
+            elif event["event"] == "readings":
+                first = event["rows"][0]
+                work.log.info("train_aligner: reads %r where %r was said", first["read"], first["expected"])
+                progress.page("readings", watch.page)
             elif event["event"] == "stopped":
                 work.log.warning("train_aligner: stopped at step %d, of which a checkpoint is kept", event["step"])
 

@@ -189,7 +189,11 @@ def build(root: Path) -> tuple[dict[str, Any], dict[str, Scorecard]]:
     queries = artifact(
         FeatureSet, root, "extract_features", 4, spec=FeatureSpec(vlm=vlm, prompts=ASKED).model_dump(mode="json")
     )
-    losses = {"training": [5 / (1 + i / 20) for i in range(200)], "validation": [[100, 1.25], [200, 0.875]]}
+    losses: dict[str, Any] = {
+        "training": [5 / (1 + i / 20) for i in range(200)],
+        "validation": [[100, 1.25], [200, 0.875]],
+    }
+    losses["readings"] = [{"step": 200, "rows": [{"expected": "a <b>red</b> hat", "read": "a green star"}]}]
     entry = stage_folder(root, "train_aligner", 5).write("losses.json", json.dumps(losses).encode())
     aligner = artifact(
         AlignerCheckpoint, root, "train_aligner", 5, [entry], AlignerSpec(t5=Model(name="t5")).model_dump(mode="json"),

@@ -12,7 +12,7 @@ import pytest
 from thinkdiff.mini.release import weights_folder
 from thinkdiff.schemas.aligner import AlignerSpec
 from thinkdiff.schemas.artifact import Execution, Model, Provenance, content_digest
-from thinkdiff.schemas.features import FeatureSet, FeatureSpec
+from thinkdiff.schemas.features import FeatureSet, FeatureSpec, PictureTokens
 from thinkdiff.storage.feature_rows import FeatureRow
 from thinkdiff.storage.feature_store import FeatureWriter
 from thinkdiff.storage.records import write_record
@@ -39,6 +39,8 @@ class Meter:
     def __exit__(self, *_: object) -> None: ...
 
     note = None
+
+    def page(self, name: str, markdown: str) -> None: ...
 
     def resume(self, count: int) -> None:
         self.done += count
@@ -87,8 +89,33 @@ def make_features(root: Path, poisoned: int | None = None) -> FeatureSet:
         rows.append(FeatureRow(f"{i:032x}", "p", tuple(ids), -1, tokenizer.decode(ids), states))
     for shard in range(3):
         writer.commit(shard, rows[shard * 16 : (shard + 1) * 16])
+    return recorded(folder, writer, FeatureSpec(vlm=Model(name="mini-qwen2-vl")))
+
+
+def make_captions(root: Path) -> FeatureSet:
+    """Pictures of five random tokens and captions of one to nine words, as a vision tower's store has them."""
+    folder, rng = Folder.at(str(root / "extract_features" / ("0" * 32))), np.random.default_rng(1)
+    writer = FeatureWriter(folder, rows=ROWS, tokens=1, width=WIDTH, dtype="float32", shard_size=16, input_tokens=5)
+    writer.prepare()
+    words, none = "A photo of a red star. The STAR is (red)!".split(), np.zeros((0, WIDTH), np.float32)
+    rows = [
+        FeatureRow(
+            f"{i:032x}", "", (), -1, " ".join(rng.permutation(words)[: i % 10]), none,
+            rng.normal(size=(5, WIDTH)).astype(np.float32),
+        )
+        for i in range(ROWS)
+    ]  # fmt: skip
+    for shard in range(3):
+        writer.commit(shard, rows[shard * 16 : (shard + 1) * 16])
+    spec = FeatureSpec(
+        vlm=Model(name="mini-eva-clip"), prompts=PictureTokens(), tokens=("input",), max_input_tokens=5, max_tokens=1
+    )
+    return recorded(folder, writer, spec)
+
+
+def recorded(folder: Folder, writer: FeatureWriter, vlm: FeatureSpec) -> FeatureSet:
+    """The artifact of a store that is written."""
     files = writer.files()
-    vlm = FeatureSpec(vlm=Model(name="mini-qwen2-vl"))
     artifact = FeatureSet(
         stage="extract_features", fingerprint="0" * 32, digest=content_digest(files), uri=folder.uri, version=1,
         spec=vlm.model_dump(mode="json"), parents={}, files=files, counts={"rows": ROWS}, stats={"hidden_size": WIDTH},

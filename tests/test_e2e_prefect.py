@@ -93,11 +93,11 @@ def test_e2e_prefect_deployments_differ_only_in_parameters(service):
     assert "AlignerSpec" in form["definitions"]
 
 
-def test_e2e_prefect_deployment_runs_and_the_next_stage_finds_it_cached(service, tmp_path):
+def test_e2e_prefect_deployment_runs_and_the_next_stage_finds_it_cached_and_trains_in_two_processes(service, tmp_path):
     values = mini().model_dump(mode="json")
     for name, value in SETTINGS.items():
         assign(values, f"{name}={value}")
-    parameters = json.dumps({"spec": values, "run": {"root": str(tmp_path / "root")}})
+    parameters = json.dumps({"spec": values, "run": {"root": str(tmp_path / "root"), "ranks": 2, "device": "cpu"}})
     for name in ("extract-features", "train-aligner"):
         done = prefect(
             "deployment", "run", f"thinkdiff/{name}", "--params", parameters, "--watch", env=service, timeout=500
@@ -111,7 +111,12 @@ def test_e2e_prefect_deployment_runs_and_the_next_stage_finds_it_cached(service,
         ("train_aligner", "Completed"),
     ]  # fmt: skip
     kinds = {artifact["key"] for artifact in api(service, "/artifacts/filter") if artifact["key"]}
-    assert {"extract-features", "extract-features-progress", "train-aligner"} <= kinds
+    assert {"extract-features", "extract-features-progress", "train-aligner", "train-aligner-readings"} <= kinds
+    told = [line["message"] for line in api(service, "/logs/filter", {"limit": 200, "sort": "TIMESTAMP_DESC"})]
+    assert "train_aligner: from step 0 in 2 processes" in told
+    assert any("24 of 24 steps" in line and "tokens/s" in line and "validation" in line for line in told)
+    (progress,) = [one for one in api(service, "/artifacts/filter") if one["key"] == "train-aligner-progress"]
+    assert "of the matrix rate" in progress["description"]
 
 
 def test_e2e_prefect_refuses_a_bad_value_before_a_run_exists(service):

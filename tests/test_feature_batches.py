@@ -6,11 +6,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from small_training import ROWS, features, spec
+from small_training import ROWS, features, make_captions, spec
 
 from thinkdiff.mini.release import weights_folder
+from thinkdiff.schemas.errors import InputError
+from thinkdiff.schemas.features import FeatureSet
 from thinkdiff.storage.feature_store import FeatureStore
-from thinkdiff.tasks.feature_batches import FeatureBatches, token_weights
+from thinkdiff.tasks.feature_batches import FeatureBatches, cleaned, token_weights
 
 __all__ = ["features"]
 
@@ -26,11 +28,11 @@ def tokenizers():
     return [AutoTokenizer.from_pretrained(weights_folder() / name) for name in ("mini-qwen2-vl", "mini-t5")]
 
 
-def batches(features, tokenizers, rank=0, ranks=1, micro_batch=0, **changes) -> FeatureBatches:
+def batches(store, tokenizers, rank=0, ranks=1, micro_batch=0, **changes) -> FeatureBatches:
     vlm, t5 = tokenizers
     return FeatureBatches(
         spec(**changes),
-        FeatureStore(features),
+        FeatureStore(store),
         vlm,
         lambda texts, most: t5(list(texts), truncation=True, max_length=most)["input_ids"],
         rank,
@@ -122,6 +124,83 @@ def test_no_masking_shows_all_and_asks_for_all(features, tokenizers):
         row = store.row(int(batch.rows[member]))
         assert count == row.length
         assert target == t5(vlm.decode(row.token_ids, skip_special_tokens=True))["input_ids"]
+
+
+@pytest.fixture(scope="module")
+def captions(tmp_path_factory) -> FeatureSet:
+    """Pictures and captions."""
+    return make_captions(tmp_path_factory.mktemp("captions"))
+
+
+CLIP = {"features": "input", "masking": "words", "max_target_tokens": 6, "max_prompt_tokens": 4}
+
+
+def test_captions_are_cleaned_as_blips_are():
+    assert cleaned('  A "photo" of: a (RED) star!!  #1~2 ') == "a photo of a red star 1 2"
+    assert cleaned("a cat's up-to-date, 5 %") == "a cat's up-to-date, 5 %"
+    assert cleaned(" ".join(map(str, range(60)))).split(" ") == list(map(str, range(50)))
+    assert cleaned(" .!? ") == "?"
+    assert cleaned(" .! ") == ""
+
+
+def test_captions_are_split_by_words_behind_all_of_the_picture(captions, tokenizers):
+    """The split point is uniform in 1 … n - 1; of one word nothing is shown; both parts end in `</s>` and are cut."""
+    _, t5 = tokenizers
+    data, store = batches(captions, tokenizers, **CLIP), FeatureStore(captions)
+    assert data.skipped == 5  # captions of no word
+    points = Counter()
+    for step in range(120):
+        (batch,) = data.training(step, step + 1)
+        (share,) = batch.shares
+        for member, x_LQ, shown, target in zip(
+            share.members, np.split(share.x_PQ, np.cumsum(share.prompts)[:-1]), share.words, share.targets, strict=True
+        ):
+            row = store.row(int(batch.rows[member]))
+            np.testing.assert_array_equal(x_LQ, row.input_features)
+            words = "".join(c for c in row.text.lower() if c not in ".!()").split()
+            fits = [
+                point
+                for point in (range(1, len(words)) if len(words) > 1 else [0])
+                if shown == t5(" ".join(words[:point]), truncation=True, max_length=4)["input_ids"]
+                and target == t5(" ".join(words[point:]), truncation=True, max_length=6)["input_ids"]
+            ]
+            assert fits
+            if len(words) == 3:
+                points[fits[0]] += 1
+            assert batch.prompts[member] == 5 + len(shown)
+    assert 0.35 < points[1] / (points[1] + points[2]) < 0.65
+    assert points.total() > 60
+
+
+def test_captions_without_masking_are_asked_for_whole(captions, tokenizers):
+    _, t5 = tokenizers
+    data, store = batches(captions, tokenizers, **{**CLIP, "masking": "none"}), FeatureStore(captions)
+    (batch,) = data.training(0, 1)
+    (share,) = batch.shares
+    assert share.words == []
+    for member, target in zip(share.members, share.targets, strict=True):
+        text = cleaned(store.row(int(batch.rows[member])).text)
+        assert target == t5(text, truncation=True, max_length=6)["input_ids"]
+
+
+@pytest.mark.parametrize(("which", "change", "says"), [
+    ("captions", {"masking": "split"}, "found features with captions and the masking split, expected words, or none"),
+    ("features", CLIP, "found features with answers of a VLM and the masking words, expected split or element"),
+])  # fmt: skip
+def test_masking_of_another_kind_of_features_is_refused(request, tokenizers, which, change, says):
+    with pytest.raises(InputError, match=says):
+        batches(request.getfixturevalue(which), tokenizers, **change)
+
+
+def test_only_the_first_tokens_of_an_answer_are_used_if_so_asked(features, tokenizers):
+    vlm, t5 = tokenizers
+    data, store = batches(features, tokenizers, tokens=4), FeatureStore(features)
+    for batch in data.training(0, 10):
+        (share,) = batch.shares
+        for member, count, target in zip(share.members, share.prompts, share.targets, strict=True):
+            ids = store.row(int(batch.rows[member])).token_ids[:4]
+            assert 1 <= count <= 3
+            assert target == t5(vlm.decode(ids[count:], skip_special_tokens=True))["input_ids"]
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])

@@ -231,6 +231,10 @@ def test_report_without_a_demonstration_picture_leaves_its_place_empty(built, tm
     assert "its place stays empty" in caplog.text
 
 
+def test_report_shows_what_the_t5_reads_back(parsed):
+    assert parsed.table("The T5 reads") == {"a <b>red</b> hat": ["a green star"]}
+
+
 def test_report_shows_the_losses_of_the_ablations_and_the_three_starts_of_the_norm(built, parsed):
     rows = parsed.table("Validation loss")
     assert set(rows) == {"aligned", "default norm", "no norm", "CLIP: aligned"}

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_training import ROWS, Killed, features, make_features, spec, work
+from small_training import ROWS, Killed, features, make_captions, make_features, spec, work
 
 from thinkdiff.mini.release import weights_folder
 from thinkdiff.schemas.aligner import AlignerSpec
@@ -143,6 +143,32 @@ def test_steps_are_adamws_as_loshchilov_and_hutter_wrote_it(features, tmp_path):
     np.testing.assert_allclose(history.training, losses, rtol=1e-6)  # HF's norms are float32
     for name, value in job.aligner.named_parameters():
         torch.testing.assert_close(value.detach(), weights[name], rtol=1e-4, atol=1e-7)
+
+
+def test_captions_are_read_behind_the_picture_as_hugging_faces_whole_t5_would(tmp_path):
+    """The decoder reads [picture rows ; the encoder's states of the shown words], one sample at a time."""
+    from transformers import T5ForConditionalGeneration
+    from transformers.modeling_outputs import BaseModelOutput
+
+    captions = make_captions(tmp_path)
+    plan = spec(
+        features="input", masking="words", max_target_tokens=32, steps=1, validation_rows=0, precision="float32"
+    )
+    job = prepared(plan, work(tmp_path).run, FeatureStore(captions), Folder.at(str(tmp_path / "run")), Ranks("cpu"))
+    whole = T5ForConditionalGeneration.from_pretrained(weights_folder() / "mini-t5", dtype=torch.float32).eval()
+    (batch,) = job.data.training(0, 1)
+    (share,) = batch.shares
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for x_LQ, words, target in zip(
+            torch.from_numpy(share.x_PQ).split(share.prompts), share.words, share.targets, strict=True
+        ):
+            states = torch.cat([job.aligner(x_LQ), whole.encoder(torch.tensor([words])).last_hidden_state[0]])
+            outputs = BaseModelOutput(last_hidden_state=states[None])  # pyright: ignore[reportArgumentType]
+            total += whole(encoder_outputs=outputs, labels=torch.tensor([target])).loss.item() * len(target)
+            count += len(target)
+    history = train(job, Ranks("cpu"), lambda event: None, lambda: False)
+    assert history.training[0] == pytest.approx(total / count, rel=1e-5)
 
 
 @pytest.mark.parametrize("norm", ["t5", "default", "none"])
