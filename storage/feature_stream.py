@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal, get_args, overload
+from typing import Any, Literal, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -156,19 +156,27 @@ class FeatureStore(FeatureReader):
 
     def window(self, rows: Rows, kind: TokenKind) -> FeatureBatch:
         """Some rows as one batch, in their order."""
-        layout, table = self.layouts[kind], self.table.take(pa.array(rows)).combine_chunks()
-        lengths = numbers(table, LENGTHS[kind])
-        features = self._memory.take((len(rows), layout.tokens, layout.width), layout.native)
-        places = np.argsort(rows)
-        self._fill(kind, rows[places].tolist(), (features[place] for place in places), lengths[places].tolist())
+        table = self.table.take(pa.array(rows)).combine_chunks()
         return FeatureBatch(
-            features,
-            lengths,
+            self.states(rows, kind),
+            numbers(table, LENGTHS[kind]),
             padded_ids(table, self.shape[1]),
             numbers(table, "eos"),
             *(table.column(name).to_pylist() for name in ("key", "prompt", "text")),
             rows=rows,
         )
+
+    def states(self, rows: Rows, kind: TokenKind) -> npt.NDArray[Any]:
+        """The features alone of some rows, (B, T, D) in their order, zeros behind each row's length."""
+        layout, lengths = self.layouts[kind], self._lengths[kind][rows]
+        features = self._memory.take((len(rows), layout.tokens, layout.width), layout.native)
+        places = np.argsort(rows)
+        self._fill(kind, rows[places].tolist(), (features[place] for place in places), lengths[places].tolist())
+        return features
+
+    @cached_property
+    def _lengths(self) -> dict[TokenKind, Rows]:
+        return {kind: numbers(self.table, LENGTHS[kind]) for kind in self.layouts}
 
 
 def window_size(shuffle: Shuffle, batch_size: int, buffer: int) -> int:

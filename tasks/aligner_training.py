@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -27,10 +27,10 @@ from thinkdiff.storage.feature_store import FeatureStore
 from thinkdiff.storage.root import Folder
 from thinkdiff.tasks.ahead import ahead
 from thinkdiff.tasks.aligner import Aligner, AlignerConfig
-from thinkdiff.tasks.feature_batches import Batch, FeatureBatches, Share
+from thinkdiff.tasks.feature_batches import Batch, FeatureBatches, Share, source
 from thinkdiff.tasks.models import loading, model_path
 from thinkdiff.tasks.ranks import Ranks
-from thinkdiff.tasks.t5_decoder import TYPES, Packing, T5Decoder, encoder_norm
+from thinkdiff.tasks.t5_decoder import TYPES, Packing, T5Decoder, Targets, encoder_norm
 
 NAMED_KEYS = 3  # samples that an error names
 READ_TOKENS = 48
@@ -76,7 +76,8 @@ def prepared(spec: AlignerSpec, run: Execution, features: FeatureStore, folder: 
             from transformers import AutoTokenizer
 
             tokenizer = AutoTokenizer.from_pretrained(vlm)
-    data = FeatureBatches(spec, features, tokenizer, t5.tokens, ranks.rank, ranks.world, run.micro_batch)
+    held = source(features, spec.features)
+    data = FeatureBatches(spec, held, tokenizer, t5.tokens, ranks.rank, ranks.world, run.micro_batch)
     if spec.steps and not len(data.training_rows):
         raise InputError(
             f"train_aligner: found {len(data.validation_rows)} trainable rows, expected more than the "
@@ -89,9 +90,21 @@ def prepared(spec: AlignerSpec, run: Execution, features: FeatureStore, folder: 
             "that width, or leave norm_from out."
         )
     config = AlignerConfig(features.shape[2], spec.hidden or t5.width, t5.width, spec.norm)
-    held = torch.float64 if spec.precision == "float64" else torch.float32
-    aligner = Aligner(config, norm_D).to(ranks.device, held)
+    wide = torch.float64 if spec.precision == "float64" else torch.float32
+    aligner = Aligner(config, norm_D).to(ranks.device, wide)
     return Job(spec, aligner, t5, data, CheckpointWriter(folder), run.keep_checkpoints)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A share on the device. members_N and weights_N: of each target token its place in the step and what it counts."""
+
+    share: Share
+    x_PQ: torch.Tensor
+    prompts: Packing
+    targets: Targets
+    members_N: torch.Tensor
+    weights_N: torch.Tensor
 
 
 def train(job: Job, ranks: Ranks, report: Callable[[Event], None], stopping: Callable[[], bool]) -> History:
@@ -106,13 +119,13 @@ def train(job: Job, ranks: Ranks, report: Callable[[Event], None], stopping: Cal
     parameters, report = list(aligner.parameters()), report if ranks.first else ignore
     report(start_event(job, ranks, begin))
     done, clock = begin, time.perf_counter()
-    with closing(ahead(moved(ahead(job.data.training(begin, spec.steps)), ranks.device))) as batches:
+    with closing(ahead(moved(job, ahead(job.data.training(begin, spec.steps))))) as batches:
         for batch, shares in batches:
             waited = time.perf_counter() - clock
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(spec, done)
             optimizer.zero_grad(set_to_none=True)
-            sums_B = summed(job, batch, shares, backward=True)
+            sums_B = summed(job, len(batch.rows), shares, backward=True)
             stop = torch.full_like(sums_B[:1], float(stopping()))
             ranks.add([*(gradient(p) for p in parameters), sums_B, stop])
             norm = torch.nn.utils.clip_grad_norm_(parameters, spec.clip_grad_norm or math.inf)
@@ -160,35 +173,31 @@ def adamw(spec: AlignerSpec, aligner: Aligner) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=spec.lr, betas=(spec.beta1, spec.beta2), fused=fused)
 
 
-def prompt(job: Job, share: Share, x_PQ: torch.Tensor) -> tuple[torch.Tensor, Packing]:
+def prompt(job: Job, ready: Ready) -> torch.Tensor:
     """What the decoder reads of a share: its rows through the aligner, and behind them words through the encoder."""
+    share, x_PQ = ready.share, ready.x_PQ
     mixed, first = job.spec.precision == "bfloat16", next(job.aligner.parameters())
     with torch.autocast(x_PQ.device.type, torch.bfloat16, enabled=mixed):
         x_PD = job.aligner(x_PQ if mixed else x_PQ.to(first.dtype))
     if not share.words:
-        return x_PD, Packing.of(share.prompts, x_PQ.device)
-    lengths = [len(words) for words in share.words]
-    pairs = zip(x_PD.split(share.prompts), job.t5.encode(share.words).to(x_PD.dtype).split(lengths), strict=True)
-    joined = torch.cat([rows for pair in pairs for rows in pair])
-    return joined, Packing.of([a + b for a, b in zip(share.prompts, lengths, strict=True)], x_PQ.device)
+        return x_PD
+    words = job.t5.encode(share.words).to(x_PD.dtype).split([len(words) for words in share.words])
+    pairs = zip(x_PD.split(share.prompts), words, strict=True)
+    return torch.cat([rows for pair in pairs for rows in pair])
 
 
-def summed(job: Job, batch: Batch, shares: list[tuple[Share, torch.Tensor]], backward: bool) -> torch.Tensor:
+def summed(job: Job, samples: int, shares: Sequence[Ready], backward: bool) -> torch.Tensor:
     """The summed loss of each sample of this rank, (B,), zero for those of the others; gradients of the step's mean.
 
     One share after the other, so that the memory is that of the largest.
     """
     first = next(job.aligner.parameters())
-    sums_B = first.new_zeros(len(batch.rows))
-    for share, x_PQ in shares:
-        x_PD, prompts = prompt(job, share, x_PQ)
-        losses_N = job.t5.losses(x_PD, prompts, share.targets)
-        lengths = torch.tensor([len(target) for target in share.targets])
-        members_N = torch.repeat_interleave(torch.from_numpy(share.members), lengths).to(x_PQ.device, non_blocking=True)
-        sums_B.index_add_(0, members_N, losses_N.detach().to(sums_B.dtype))
+    sums_B = first.new_zeros(samples)
+    for one in shares:
+        losses_N = job.t5.losses(prompt(job, one), one.prompts, one.targets)
+        sums_B.index_add_(0, one.members_N, losses_N.detach().to(sums_B.dtype))
         if backward:
-            weights_B = torch.from_numpy(batch.weights_B).to(x_PQ.device, losses_N.dtype, non_blocking=True)
-            (losses_N * weights_B[members_N]).sum().backward()
+            (losses_N * one.weights_N).sum().backward()
     return sums_B
 
 
@@ -217,8 +226,8 @@ def validate(job: Job, ranks: Ranks, step: int, history: History, report: Callab
     """Token mean over the held-out rows, if there are some; and what the decoder reads in a few of them."""
     total, count = 0.0, 0
     with torch.no_grad():
-        for batch, shares in moved(job.data.validation(), ranks.device):
-            sums_B = summed(job, batch, shares, backward=False)
+        for batch, shares in moved(job, job.data.validation()):
+            sums_B = summed(job, len(batch.rows), shares, backward=False)
             ranks.add([sums_B])
             total, count = total + sums_B.double().sum().item(), count + int(batch.tokens.sum())
         if not count:
@@ -228,18 +237,17 @@ def validate(job: Job, ranks: Ranks, step: int, history: History, report: Callab
         found = job.data.readings()
         if found is not None and ranks.first:
             texts, share = found
-            x_PD, prompts = prompt(job, share, tensor(share.x_PQ).to(ranks.device))
-            said = job.t5.read(x_PD, prompts, READ_TOKENS)
+            one = ready(job, share, np.zeros(len(share.members)), tensor(share.x_PQ).to(ranks.device))
+            said = job.t5.read(prompt(job, one), one.prompts, READ_TOKENS)
             rows = [{"expected": text, "read": one} for text, one in zip(texts, said, strict=True)]
             history.readings.append({"step": step, "rows": rows})
             report({"event": "readings", **history.readings[-1]})
 
 
-def moved(
-    batches: Generator[Batch, Any, Any], device: str
-) -> Generator[tuple[Batch, list[tuple[Share, torch.Tensor]]], Any, None]:
-    """Batches with their features on the device, as the weights' type or narrower; a GPU copies beside its work."""
-    gpu = device.startswith("cuda")
+def moved(job: Job, batches: Generator[Batch, Any, Any]) -> Generator[tuple[Batch, list[Ready]], Any, None]:
+    """Batches on the device. A GPU copies the features beside its work."""
+    device = next(job.aligner.parameters()).device
+    gpu = device.type == "cuda"
     stream, main = (torch.cuda.Stream(device), torch.cuda.current_stream(device)) if gpu else (None, None)
     with closing(batches):
         for batch in batches:
@@ -250,10 +258,24 @@ def moved(
                     with torch.cuda.stream(stream):
                         x_PQ = x_PQ.pin_memory().to(device, non_blocking=True)
                     x_PQ.record_stream(main)
-                shares.append((share, x_PQ))
+                shares.append(ready(job, share, batch.weights_B[share.members], x_PQ))
             if stream:
                 stream.synchronize()
             yield batch, shares
+
+
+def ready(job: Job, share: Share, weights: npt.NDArray[np.float64], x_PQ: torch.Tensor) -> Ready:
+    """A share whose rows are on the device. weights: of its members' tokens."""
+    device, wide = x_PQ.device, torch.float64 if job.spec.precision == "float64" else torch.float32
+    lengths = [len(target) for target in share.targets]
+    prompts = share.prompts
+    if share.words:
+        prompts = [rows + len(words) for rows, words in zip(prompts, share.words, strict=True)]
+    return Ready(
+        share, x_PQ, Packing.of(prompts, device), job.t5.targets(share.targets),
+        torch.from_numpy(share.members.repeat(lengths)).to(device),
+        torch.from_numpy(weights.repeat(lengths)).to(device, wide),
+    )  # fmt: skip
 
 
 def ignore(event: Event) -> None:

@@ -8,6 +8,7 @@ Shapes: B samples of a step, P prompt rows of a share, Q the VLM's width.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -21,24 +22,42 @@ from thinkdiff.schemas.aligner import AlignerSpec
 from thinkdiff.schemas.errors import InputError
 from thinkdiff.schemas.features import TokenKind
 from thinkdiff.storage.feature_reader import LENGTHS
-from thinkdiff.storage.feature_stream import FeatureBatch
+from thinkdiff.storage.feature_stream import FeatureStore
 
 VALIDATION_STREAM = 1 << 40
+HELD = 256 << 20  # bytes of features that are held in memory rather than read again in every epoch
 PUNCTUATION, CAPTION_WORDS = re.compile(r"[.!\"()*#:;~]"), 50  # of BLIP's captions
 Ints = npt.NDArray[np.int64]
 
 
 class Source(Protocol):
-    """Where features come from: a FeatureStore, or one in memory."""
+    """Where features come from: a FeatureStore, or `Held` in memory."""
 
     @property
     def table(self) -> pa.Table:
         """`length` and `token_ids` of every row."""
         ...
 
-    def window(self, rows: Ints, kind: TokenKind) -> FeatureBatch:
-        """Some rows, in the order asked."""
+    def states(self, rows: Ints, kind: TokenKind) -> npt.NDArray[Any]:
+        """(B, T, D) of some rows, in the order asked."""
         ...
+
+
+class Held:
+    """The features of one kind of a store, in memory: of a small one, reading costs more than the bytes."""
+
+    def __init__(self, store: FeatureStore, kind: TokenKind) -> None:
+        self.table, self._features_NTD = store.table, store.load(kind).features
+
+    def states(self, rows: Ints, kind: TokenKind) -> npt.NDArray[Any]:
+        """(B, T, D) of some rows, in the order asked."""
+        return self._features_NTD[rows]
+
+
+def source(store: FeatureStore, kind: TokenKind) -> Source:
+    """The store, or what is in it."""
+    layout = store.layouts[kind]
+    return Held(store, kind) if len(store) * layout.tokens * layout.width * layout.native.itemsize <= HELD else store
 
 
 @dataclass(frozen=True)
@@ -99,6 +118,8 @@ class FeatureBatches:
         t5_tokens: Callable[[Sequence[str], int], list[list[int]]],
         rank: int = 0, ranks: int = 1, micro_batch: int = 0,
     ) -> None:  # fmt: skip
+        # Texts are a few words: a pool of threads costs more than it gains, and takes from those that compute.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self.spec, self.source, self.tokenizer, self.t5_tokens = spec, source, tokenizer, t5_tokens
         self.rank, self.ranks, self.micro_batch = rank, ranks, micro_batch or spec.batch
         self._prompts = source.table.column(LENGTHS[spec.features]).to_numpy()
@@ -201,9 +222,9 @@ class FeatureBatches:
         return Batch(draw.rows, prompts, tokens, token_weights(self.spec, tokens), shares)
 
     def _share(self, draw: Draw, members: Ints) -> Share:
-        found = self.source.window(draw.rows[members], self.spec.features)
+        found = self.source.states(draw.rows[members], self.spec.features)
         seen = [draw.shown[member] for member in members]
-        x_PQ = np.concatenate([states_TQ[one] for states_TQ, one in zip(found.features, seen, strict=True)])
+        x_PQ = np.concatenate([states_TQ[one] for states_TQ, one in zip(found, seen, strict=True)])
         words = [draw.words[member] for member in members] if draw.words else []
         return Share(x_PQ, [len(one) for one in seen], words, [draw.targets[member] for member in members], members)
 

@@ -61,6 +61,15 @@ class Packing:
         return held.index_fill_(0, self.places, True).view(self.samples, self.longest)
 
 
+@dataclass(frozen=True)
+class Targets:
+    """Token ids of samples, one behind the other: what the decoder is given and what it must say, int64 (N,)."""
+
+    inputs_N: torch.Tensor
+    labels_N: torch.Tensor
+    packing: Packing
+
+
 class T5Decoder:
     """Decoder, head and tokenizer of a T5, frozen; with `encoder` its encoder, too.
 
@@ -108,19 +117,23 @@ class T5Decoder:
         """The token ids of each text, ending in `</s>`, cut to `most`."""
         return self.tokenizer(list(texts), truncation=True, max_length=most)["input_ids"]
 
-    def losses(self, x_PD: torch.Tensor, prompts: Packing, targets: Sequence[Sequence[int]]) -> torch.Tensor:
+    def targets(self, ids: Sequence[Sequence[int]]) -> Targets:
+        """Token ids of samples, shifted right behind T5's start token, on the device."""
+        start = self.model.config.decoder_start_token_id
+        labels = torch.tensor([token for sample in ids for token in sample])
+        inputs = torch.tensor([token for sample in ids for token in (start, *sample[:-1])])
+        packing = Packing.of([len(sample) for sample in ids], self.device)
+        return Targets(inputs.to(self.device), labels.to(self.device), packing)
+
+    def losses(self, x_PD: torch.Tensor, prompts: Packing, targets: Targets) -> torch.Tensor:
         """Cross entropy (N,) in nats of each target token, given the prompt rows of its sample and the tokens before.
 
         The same numbers as `T5ForConditionalGeneration(encoder_outputs=…, labels=…)`. In float32, or wider.
         """
-        start = self.model.config.decoder_start_token_id
-        labels_N = torch.tensor([token for target in targets for token in target]).to(self.device, non_blocking=True)
-        inputs = torch.tensor([token for target in targets for token in (start, *target[:-1])])
-        packing = Packing.of([len(target) for target in targets], self.device)
-        y_ND = self._decoded(inputs.to(self.device, non_blocking=True), packing, x_PD, prompts)
+        y_ND = self._decoded(targets.inputs_N, targets.packing, x_PD, prompts)
         logits_NV = self.model.lm_head(y_ND * self._scale if self._scale != 1 else y_ND)
         wide = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
-        return F.cross_entropy(wide, labels_N, reduction="none")
+        return F.cross_entropy(wide, targets.labels_N, reduction="none")
 
     def read(self, x_PD: torch.Tensor, prompts: Packing, most: int) -> list[str]:
         """What the decoder says to each of B prompts, greedily, in at most `most` tokens."""

@@ -57,7 +57,7 @@ def test_packed_loss_and_gradient_equal_hugging_faces(t5):
     torch.manual_seed(0)
     x_PD = torch.randn(sum(PROMPTS), t5.width, requires_grad=True)
     targets = t5.tokens(TEXTS, 128)
-    packed = t5.losses(x_PD, Packing.of(PROMPTS, "cpu"), targets).mean()
+    packed = t5.losses(x_PD, Packing.of(PROMPTS, "cpu"), t5.targets(targets)).mean()
     (gradient,) = torch.autograd.grad(packed, x_PD)
     expected = reference(t5, list(x_PD.split(PROMPTS)), targets)
     (expected_gradient,) = torch.autograd.grad(expected, x_PD)
@@ -75,22 +75,24 @@ def test_packed_loss_equals_hugging_faces_padded_batch(t5):
         row[: len(target)] = torch.tensor(target)
     outputs = BaseModelOutput(last_hidden_state=prompts.spread(x_PD))  # pyright: ignore[reportArgumentType]
     loss = t5.model(encoder_outputs=outputs, attention_mask=prompts.mask().long(), labels=labels).loss
-    assert t5.losses(x_PD, prompts, targets).mean().item() == pytest.approx(loss.item(), rel=1e-5)
+    assert t5.losses(x_PD, prompts, t5.targets(targets)).mean().item() == pytest.approx(loss.item(), rel=1e-5)
 
 
 def test_losses_of_a_sample_do_not_depend_on_its_neighbours(t5):
     torch.manual_seed(0)
     rows, targets = [torch.randn(n, t5.width) for n in PROMPTS], t5.tokens(TEXTS, 128)
-    together = t5.losses(torch.cat(rows), Packing.of(PROMPTS, "cpu"), targets).split([len(t) for t in targets])
+    together = t5.losses(torch.cat(rows), Packing.of(PROMPTS, "cpu"), t5.targets(targets)).split(
+        [len(t) for t in targets]
+    )
     for row, target, found in zip(rows, targets, together, strict=True):
-        alone = t5.losses(row, Packing.of([len(row)], "cpu"), [target])
+        alone = t5.losses(row, Packing.of([len(row)], "cpu"), t5.targets([target]))
         torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_losses_are_the_same(t5):
     torch.manual_seed(0)
-    x_PD, targets = torch.randn(sum(PROMPTS), t5.width, requires_grad=True), t5.tokens(TEXTS, 128)
+    x_PD, targets = torch.randn(sum(PROMPTS), t5.width, requires_grad=True), t5.targets(t5.tokens(TEXTS, 128))
     packing, plain = Packing.of(PROMPTS, "cpu"), t5.block
     eager = t5.losses(x_PD, packing, targets)
     t5.compile()
@@ -149,7 +151,7 @@ def test_flops_count_the_products_of_matrices(t5):
     prompts, targets = [7, 12], [[5] * 8 + [1], [6] * 3 + [1]]
     x_PD = torch.randn(sum(prompts), t5.width, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
-        t5.losses(x_PD, Packing.of(prompts, "cpu"), targets).sum().backward()
+        t5.losses(x_PD, Packing.of(prompts, "cpu"), t5.targets(targets)).sum().backward()
     by_kind = counter.get_flop_counts()["Global"]
     matrices = sum(n for kind, n in by_kind.items() if str(kind) in ("aten.mm", "aten.addmm"))
     # before the first cross-attention nothing depends on the prompts: no gradient goes through self-attention, or q

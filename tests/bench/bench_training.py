@@ -26,10 +26,9 @@ from medians import median
 from thinkdiff.schemas.aligner import AlignerSpec
 from thinkdiff.schemas.artifact import Model
 from thinkdiff.storage.checkpoints import CheckpointWriter
-from thinkdiff.storage.feature_stream import FeatureBatch
 from thinkdiff.storage.root import Folder
 from thinkdiff.tasks.aligner import Aligner, AlignerConfig
-from thinkdiff.tasks.aligner_training import Job, adamw, matrix_rate, moved, step_event, summed
+from thinkdiff.tasks.aligner_training import Job, Ready, adamw, matrix_rate, moved, step_event, summed
 from thinkdiff.tasks.feature_batches import Batch, FeatureBatches, Share
 from thinkdiff.tasks.qwen_engine import prepare_torchvision
 from thinkdiff.tasks.t5_decoder import TYPES, T5Decoder
@@ -51,13 +50,11 @@ class MemorySource:
         self.block = rng.normal(size=(256, TOKENS, width)).astype(np.float32).view(np.uint32)
         self.block = (self.block >> 16).astype(np.uint16).view(np.int16)
 
-    def window(self, rows: Any, kind: Any) -> FeatureBatch:
-        """The rows, their states as bfloat16."""
+    def states(self, rows: Any, kind: Any) -> Any:
+        """Of the rows, as bfloat16."""
         import ml_dtypes
 
-        states = self.block[np.asarray(rows) % len(self.block)].view(ml_dtypes.bfloat16)
-        empty = np.zeros(len(rows), np.int64)
-        return FeatureBatch(states, empty + TOKENS, empty, empty, [], [], [], rows=np.asarray(rows))  # pyright: ignore[reportArgumentType]
+        return self.block[np.asarray(rows) % len(self.block)].view(ml_dtypes.bfloat16)
 
 
 class Words:
@@ -104,7 +101,7 @@ def padded(batch: Batch) -> Batch:
                  [Share(share.x_PQ[rows], [longest] * len(targets), [], targets, share.members)])  # fmt: skip
 
 
-def hugging_face(job: Job, batch: Batch, share: Share, x_PQ: torch.Tensor) -> torch.Tensor:
+def hugging_face(job: Job, share: Share, x_PQ: torch.Tensor) -> torch.Tensor:
     """Loss and gradients of a padded share by Hugging Face's model, as the authors' code computes them."""
     from transformers.modeling_outputs import BaseModelOutput
 
@@ -125,15 +122,13 @@ def hugging_face(job: Job, batch: Batch, share: Share, x_PQ: torch.Tensor) -> to
     return loss.detach()
 
 
-def step_by(
-    job: Job, compute: Callable[[Batch, list[tuple[Share, torch.Tensor]]], torch.Tensor]
-) -> Callable[[Batch], float]:
+def step_by(job: Job, compute: Callable[[Batch, list[Ready]], torch.Tensor]) -> Callable[[Batch], float]:
     """Seconds of a whole step: features to the device, forward, backward, optimizer."""
     optimizer, device = adamw(job.spec, job.aligner), str(next(job.aligner.parameters()).device)
 
     def one(batch: Batch) -> float:
         began = time.perf_counter()
-        batch, shares = next(moved((one for one in [batch]), device))
+        batch, shares = next(moved(job, (one for one in [batch])))
         optimizer.zero_grad(set_to_none=True)
         told = compute(batch, shares)
         norm = torch.nn.utils.clip_grad_norm_(list(job.aligner.parameters()), 1.0)
@@ -186,13 +181,13 @@ def compare(job: Job, options: argparse.Namespace) -> None:
     def ours(block: Any, arrange: Callable[[Batch], Batch] = lambda batch: batch) -> Any:
         def compute(batch: Batch, shares: Any) -> torch.Tensor:
             job.t5.block = block
-            return summed(job, batch, shares, backward=True)
+            return summed(job, len(batch.rows), shares, backward=True)
 
         run = step_by(job, compute)
         return lambda batch: run(arrange(batch))
 
     ways = {
-        "padded, Hugging Face": step_by(job, lambda batch, shares: hugging_face(job, batch, *shares[0])),
+        "padded, Hugging Face": step_by(job, lambda batch, shares: hugging_face(job, shares[0].share, shares[0].x_PQ)),
         "padded": ours(eager, padded),
         "packed": ours(eager),
     }

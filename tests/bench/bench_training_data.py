@@ -42,11 +42,11 @@ from thinkdiff.schemas.aligner import AlignerSpec
 from thinkdiff.schemas.artifact import Model
 from thinkdiff.schemas.features import FeatureSet
 from thinkdiff.storage.checkpoints import CheckpointWriter
-from thinkdiff.storage.feature_store import FeatureBatch, FeatureRow, FeatureStore, FeatureWriter
+from thinkdiff.storage.feature_store import FeatureRow, FeatureStore, FeatureWriter
 from thinkdiff.storage.root import Folder
 from thinkdiff.tasks.aligner import Aligner, AlignerConfig
 from thinkdiff.tasks.aligner_training import Job, adamw, tensor, train
-from thinkdiff.tasks.feature_batches import FeatureBatches
+from thinkdiff.tasks.feature_batches import FeatureBatches, Held
 from thinkdiff.tasks.qwen_engine import prepare_torchvision
 from thinkdiff.tasks.ranks import Ranks
 from thinkdiff.tasks.t5_decoder import TYPES, T5Decoder
@@ -92,18 +92,6 @@ class Block:
     wall: float
     cpu: float
     waited: float
-
-
-class InMemory:
-    """A store's rows, all in memory."""
-
-    def __init__(self, store: FeatureStore) -> None:
-        self.table, self.features_NTD = store.table, store.load().features
-
-    def window(self, rows: Any, kind: Any) -> FeatureBatch:
-        """The rows; training asks for nothing else."""
-        empty: Any = np.zeros(len(rows), np.int64)
-        return FeatureBatch(self.features_NTD[rows], empty, empty, empty, [], [], [], rows=rows)
 
 
 def written(root: Path, options: argparse.Namespace, vlm: Any) -> FeatureStore:
@@ -186,7 +174,7 @@ def told(found: dict[str, list[Block]], one: str, other: str) -> None:
 
 def data(bench: Bench) -> None:
     """The store against memory."""
-    memory, read = InMemory(bench.store), list[float]()
+    memory, read = Held(bench.store, "generated"), list[float]()
 
     def cold(seed: int) -> Block:
         forget(bench.home)

@@ -29,7 +29,7 @@ from thinkdiff.storage.feature_store import FeatureStore
 from thinkdiff.tasks import aligner_training
 from thinkdiff.tasks.aligner import Aligner
 from thinkdiff.tasks.aligner_training import adamw, tensor
-from thinkdiff.tasks.feature_batches import FeatureBatches
+from thinkdiff.tasks.feature_batches import FeatureBatches, Held, source
 from thinkdiff.tasks.t5_decoder import Packing, T5Decoder
 from thinkdiff.tasks.training_watch import TrainingWatch
 
@@ -74,7 +74,7 @@ def own(bench: Bench) -> None:
     """Our share of the processor time of the whole loop, and its time over that of a bare one."""
     account(bench)
     found = in_turn(bench.options.pairs, {
-        "whole loop": lambda seed: trained(bench, bench.job(bench.store, seed)),
+        "whole loop": lambda seed: trained(bench, bench.job(source(bench.store, "generated"), seed)),
         "bare loop": functools.partial(bare, bench),
     })  # fmt: skip
     told(found, "bare loop", "whole loop")
@@ -82,7 +82,7 @@ def own(bench: Bench) -> None:
 
 def account(bench: Bench) -> None:
     """A block of the whole loop with every piece booked."""
-    job, ledger, marks = bench.job(bench.store, 0), Ledger(), list[tuple[float, float]]()
+    job, ledger, marks = bench.job(source(bench.store, "generated"), 0), Ledger(), list[tuple[float, float]]()
     head, booked = bench.t5.model.lm_head, dict[str, float]()
 
     def heard(step: int) -> None:
@@ -100,7 +100,8 @@ def account(bench: Bench) -> None:
     ours = {
         "indices": (Packing, "of"), "events and curves": (TrainingWatch, "hear"),
         "checkpoints": (aligner_training, "save"), "drawing, tokenising": (FeatureBatches, "draw"),
-        "reading": (FeatureStore, "window"), "packing": (FeatureBatches, "_share"),
+        "reading": (FeatureStore, "states"), "reading, held": (Held, "states"), "packing": (FeatureBatches, "_share"),
+        "batches on the device": (aligner_training, "ready"),
     }  # fmt: skip
     adamw(job.spec, job.aligner)  # PyTorch puts its own hooks around an optimizer's step when the first one is made
     with ExitStack() as stack:
@@ -112,7 +113,7 @@ def account(bench: Bench) -> None:
     (process, thread), (process_end, thread_end) = marks
     total, main_thread, steps = process_end - process, thread_end - thread, bench.options.steps
     spent_on = {name: booked.get(name, 0.0) for name in ours}
-    on_main = ("indices", "events and curves", "checkpoints")
+    on_main = ("events and curves", "checkpoints")
     spent_on["else in the loop"] = main_thread - booked["arithmetic"] - sum(spent_on[name] for name in on_main)
     spent_on["else in other threads"] = total - booked["arithmetic"] - sum(spent_on.values())
     print(f"a step: {total / steps * 1e3:.2f} ms of processor, {block.wall / steps * 1e3:.2f} ms of clock")
@@ -126,7 +127,11 @@ def account(bench: Bench) -> None:
 
 def bare(bench: Bench, seed: int) -> Block:
     """PyTorch alone on batches that are all made before."""
-    job, steps, warm = bench.job(bench.store, seed), bench.options.warm + bench.options.steps, bench.options.warm
+    job, steps, warm = (
+        bench.job(source(bench.store, "generated"), seed),
+        bench.options.warm + bench.options.steps,
+        bench.options.warm,
+    )
     start, ready = job.t5.model.config.decoder_start_token_id, list[Any]()
     for batch in job.data.training(0, steps):
         (share,) = batch.shares
