@@ -28,9 +28,10 @@ from thinkdiff.schemas.artifact import Model
 from thinkdiff.storage.checkpoints import CheckpointWriter
 from thinkdiff.storage.root import Folder
 from thinkdiff.tasks.aligner import Aligner, AlignerConfig
-from thinkdiff.tasks.aligner_training import Job, Ready, adamw, matrix_rate, moved, step_event, summed
+from thinkdiff.tasks.aligner_training import Job, Ready, adamw, matrix_rate, moved, step_event, summed, train
 from thinkdiff.tasks.feature_batches import Batch, FeatureBatches, Share
 from thinkdiff.tasks.qwen_engine import prepare_torchvision
+from thinkdiff.tasks.ranks import Ranks
 from thinkdiff.tasks.t5_decoder import TYPES, T5Decoder
 
 PAPER_STEPS, PAPER_GPU_HOURS, TOKENS = 25_000, 20, 64
@@ -160,7 +161,9 @@ def main() -> int:
         options.precision = "bfloat16"
     torch.manual_seed(0)
     t5 = random_t5(options)
-    spec = AlignerSpec(t5=Model(name="random"), batch=options.batch, precision=options.precision, validation_rows=0)
+    spec = AlignerSpec(
+        t5=Model(name="random"), batch=options.batch, precision=options.precision, validation_rows=0, stop_loss=None
+    )
     data = FeatureBatches(spec, MemorySource(4096, options.features), Words(), t5_tokens)
     aligner = Aligner(AlignerConfig(options.features, options.width, options.width)).to(options.device)
     with tempfile.TemporaryDirectory() as home:
@@ -224,9 +227,26 @@ def compare(job: Job, options: argparse.Namespace) -> None:
     for other in (name for name in ways if name != "packed"):
         pairs = [a / b for a, b in zip(seconds[other], seconds["packed"], strict=True)]
         print(f"seconds of {other} over those of packed: {median(pairs)}")
+    whole_loop(job, options)
     if options.profile:
         profile(job, ways["packed, compiled" if fused else "packed"])
     print(f"the paper: {PAPER_GPU_HOURS} A100-hours for {PAPER_STEPS:,} steps")
+
+
+def whole_loop(job: Job, options: argparse.Namespace) -> None:
+    """`train` itself, which prefetches, checks each loss and leaves a checkpoint; packed, compiled if it may be."""
+    if not options.no_compile:
+        job.t5.compile()
+    spec, events = job.spec.but(steps=2 * options.steps + 3), list[dict[str, Any]]()
+    data = FeatureBatches(spec, job.data.source, Words(), t5_tokens)
+    began = time.perf_counter()
+    train(Job(spec, job.aligner, job.t5, data, job.checkpoints), Ranks(options.device), events.append, lambda: False)
+    steps = [event for event in events if event["event"] == "step"][3:]
+    seconds, waited = (sum(event[name] for event in steps) for name in ("seconds", "waited"))
+    print(
+        f"the whole loop: {seconds / len(steps) * 1e3:.1f} ms a step, waiting for data {waited / seconds:.2%}, "
+        f"{time.perf_counter() - began:.1f} s in all with {len(steps) + 3} steps and a checkpoint"
+    )
 
 
 def profile(job: Job, run: Callable[[Batch], float]) -> None:
