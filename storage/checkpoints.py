@@ -117,7 +117,10 @@ class CheckpointWriter:
         """The arrays of the checkpoint of a step. Raises StoreError when it is not there or not whole."""
         part = self._committed().get(step)
         if part is None:
-            raise StoreError(f"{self.folder.uri}: found no checkpoint of step {step}, expected one. Train again.")
+            raise StoreError(
+                f"{self.folder.uri}: found no checkpoint of step {step}, expected one. Run the stage again; with "
+                "weights=last it needs none but the newest."
+            )
         data = verified_bytes(self.folder, part.files[0])
         return read_tensors(data, f"{self.folder.uri}/{tensors_name(step)}")
 

@@ -229,19 +229,30 @@ def validate(job: Job, ranks: Ranks, step: int, history: History, report: Callab
         for batch, shares in moved(job, job.data.validation()):
             sums_B = summed(job, len(batch.rows), shares, backward=False)
             ranks.add([sums_B])
+            must_be_finite(job, batch, sums_B, step)
             total, count = total + sums_B.double().sum().item(), count + int(batch.tokens.sum())
         if not count:
             return
         history.validation.append((step, total / count))
         report({"event": "validation", "step": step, "loss": total / count})
-        found = job.data.readings()
-        if found is not None and ranks.first:
+        if ranks.first and (found := job.data.readings()) is not None:
             texts, share = found
             one = ready(job, share, np.zeros(len(share.members)), tensor(share.x_PQ).to(ranks.device))
             said = job.t5.read(prompt(job, one), one.prompts, READ_TOKENS)
             rows = [{"expected": text, "read": one} for text, one in zip(texts, said, strict=True)]
             history.readings.append({"step": step, "rows": rows})
             report({"event": "readings", **history.readings[-1]})
+
+
+def must_be_finite(job: Job, batch: Batch, sums_B: torch.Tensor, step: int) -> None:
+    """Raises TrainingError for held-out samples that give no loss."""
+    lost = ~torch.isfinite(sums_B).cpu().numpy()
+    if lost.any():
+        named = ", ".join(job.data.keys(batch.rows[lost][:NAMED_KEYS].tolist()))
+        raise TrainingError(
+            f"train_aligner: found no finite validation loss at step {step} (of the held-out samples {named}), "
+            "expected one. The checkpoints before it stand. Look at those samples, or lower the learning rate."
+        )
 
 
 def moved(job: Job, batches: Generator[Batch, Any, Any]) -> Generator[tuple[Batch, list[Ready]], Any, None]:

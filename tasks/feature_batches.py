@@ -55,7 +55,12 @@ class Held:
 
 
 def source(store: FeatureStore, kind: TokenKind) -> Source:
-    """The store, or what is in it."""
+    """The store, or what is in it. Raises InputError when it has none of that kind."""
+    if kind not in store.layouts:
+        raise InputError(
+            f"train_aligner: found no features of {kind} tokens, expected them as the spec asks. Set features to "
+            f"{next(iter(store.layouts))}, or extract them."
+        )
     layout = store.layouts[kind]
     return Held(store, kind) if len(store) * layout.tokens * layout.width * layout.native.itemsize <= HELD else store
 
@@ -132,6 +137,11 @@ class FeatureBatches:
                 f"train_aligner: found features with {found} and the masking {spec.masking}, expected {wanted}, or "
                 "none. Captions are split by words, answers by tokens; set masking so."
             )
+        if self.captioned and spec.features != "input":
+            raise InputError(
+                "train_aligner: found a vision tower's features, expected a VLM's generated tokens. A tower generates "
+                "nothing; set features to input."
+            )
         self._captions = list(map(cleaned, source.table.column("text").to_pylist())) if self.captioned else []
         usable = np.flatnonzero(list(map(bool, self._captions)) if self.captioned else lengths >= 2)
         self.skipped = len(lengths) - len(usable)
@@ -197,7 +207,7 @@ class FeatureBatches:
         return Draw(rows, shown, words, texts, self.t5_tokens(texts, self.spec.max_target_tokens))
 
     def readings(self) -> tuple[list[str], Share] | None:
-        """Some held-out rows as validation splits them, for all ranks to read, and the texts of what is not shown."""
+        """Some held-out rows as validation splits them, whole on this rank, and the texts of what is not shown."""
         rows = self.validation_rows[: self.spec.readings]
         if not len(rows):
             return None

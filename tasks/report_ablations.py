@@ -40,7 +40,8 @@ MEANS = {
 def ablations(found: Sequence[Condition], chance: float, trained: Sequence[Trained] = ()) -> Html:
     """The section; one line with the command when there is nothing to show."""
     if not found:
-        return tag("p", "The ablations have not been run under this root. ", tag("code", COMMAND), " adds them here.")
+        missing = tag("p", "No ablations have been scored under this root. ", tag("code", COMMAND), " adds them here.")
+        return join([missing, losses(trained)])
     seeds = sorted({len(condition.by_seed) for condition in found})
     count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     said = (

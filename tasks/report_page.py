@@ -137,13 +137,11 @@ def read_back(rows: Sequence[Mapping[str, str]]) -> Html | None:
     if not rows:
         return None
     said = (
-        "What the frozen T5 decoder reads, greedily, in the aligned features of the first part of a held-out caption, "
-        "beside how the caption goes on. The features tell no more than the model had thought of by then."
+        "What the frozen T5 decoder reads, greedily, in the aligned features that are shown of a held-out caption, "
+        "beside the words that are not shown. The features tell no more than the model had thought of by then."
     )
     body: list[list[Child]] = [[row["expected"], row["read"]] for row in rows]
-    return join(
-        [tag("h3", "Read back"), tag("p", said), table(["The caption goes on", "The T5 reads"], body, class_="words")]
-    )
+    return join([tag("h3", "Read back"), tag("p", said), table(["Not shown", "The T5 reads"], body, class_="words")])
 
 
 def provenance(content: Content) -> Html:

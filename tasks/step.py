@@ -72,6 +72,7 @@ class Made:
     stats: dict[str, Any] = field(default_factory=dict)
     note: str = ""
     page: str = ""
+    after: Callable[[], object] = bool  # called once the record is written: what is needed until then is removed
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,7 @@ class Step(Generic[P, A]):
             artifact = self._record(folder, spec, parents, made, time.monotonic() - began)
             lease.check()
             write_record(artifact)
+            made.after()
         create_markdown_artifact(page(artifact, made.page), key=self.name.replace("_", "-"), description=folder.uri)
         log.info("%s: made %s (%s)", self.name, folder.uri, ", ".join(f"{k} {v}" for k, v in made.counts.items()))
         return Completed(data=artifact, message=folder.uri)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from thinkdiff.schemas.errors import ModelError
-from thinkdiff.tasks.models import loading, require_files
+from thinkdiff.tasks.models import complete, loading, require_files
 
 UNSEEN = -1e9  # added to a score that must not count
 ALIGNED = 8  # lengths that the fused attention kernels of a GPU want a multiple of
@@ -82,7 +82,8 @@ class T5Decoder:
         with loading(path):
             from transformers import AutoTokenizer, T5ForConditionalGeneration
 
-            model: Any = T5ForConditionalGeneration.from_pretrained(path, dtype=dtype)
+            loaded = T5ForConditionalGeneration.from_pretrained(path, dtype=dtype, output_loading_info=True)
+            model: Any = complete(path, loaded)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
         self._hold(model.to(dtype), device, encoder)
 
@@ -115,7 +116,9 @@ class T5Decoder:
 
     def tokens(self, texts: Sequence[str], most: int) -> list[list[int]]:
         """The token ids of each text, ending in `</s>`, cut to `most`."""
-        return self.tokenizer(list(texts), truncation=True, max_length=most)["input_ids"]
+        # Cut here: a limit is state of the tokenizer, which two threads use.
+        whole = self.tokenizer(list(texts))["input_ids"]
+        return [ids if len(ids) <= most else [*ids[: most - 1], ids[-1]] for ids in whole]
 
     def targets(self, ids: Sequence[Sequence[int]]) -> Targets:
         """Token ids of samples, shifted right behind T5's start token, on the device."""

@@ -34,6 +34,8 @@ def train_aligner(work: Work, spec: AlignerSpec, features: FeatureSet) -> Made:
                 progress.resume(event["step"])
                 work.log.info("train_aligner: from step %d in %d processes", event["step"], event["world"])
             elif event["event"] == "step":
+                if work.lease.lost.is_set():  # who has lost it must not remove another's checkpoints
+                    work.lease.check()
                 progress.advance()
             elif event["event"] == "validation":
                 work.log.info("train_aligner: step %d, validation loss %.4f", event["step"], event["loss"])
@@ -44,8 +46,10 @@ def train_aligner(work: Work, spec: AlignerSpec, features: FeatureSet) -> Made:
             elif event["event"] == "stopped":
                 work.log.warning("train_aligner: stopped at step %d, of which a checkpoint is kept", event["step"])
 
-        run_training(work, spec, features, report)
-    watch.close()
+        try:
+            run_training(work, spec, features, report)
+        finally:
+            watch.close()
     checkpoints = CheckpointWriter(work.folder)
     found = checkpoints.latest()
     if found is None or found[0] < spec.steps:
@@ -55,12 +59,11 @@ def train_aligner(work: Work, spec: AlignerSpec, features: FeatureSet) -> Made:
         )
     _, tensors, history = found
     best = min(history["validation"], key=lambda pair: pair[1])[0] if history["validation"] else spec.steps
-    if spec.weights == "best":
+    if spec.weights == "best" and best < spec.steps:
         tensors = checkpoints.at(best)
     weights = {n.removeprefix("weights/"): value for n, value in tensors.items() if n.startswith("weights/")}
     files = save_aligner(work.folder, weights, watch.start["config"])
     files = (*files, work.folder.write("losses.json", json.dumps(history).encode()), *tracked_files(work.folder))
-    checkpoints.clear()
     begin = watch.start["step"]
     return Made(
         files=files,
@@ -71,6 +74,7 @@ def train_aligner(work: Work, spec: AlignerSpec, features: FeatureSet) -> Made:
         stats={"hidden_size": features.stats["hidden_size"], **results(history, best)},
         note=f"resumed at step {begin}" if begin else "",
         page="\n\n".join(part for part in (watch.line(), watch.page) if part),
+        after=checkpoints.clear,
     )
 
 
@@ -95,9 +99,9 @@ def run_training(work: Work, spec: AlignerSpec, features: FeatureSet, report: An
 
     if work.run.threads:
         torch.set_num_threads(work.run.threads)
+    ranks = Ranks(device)
+    job = prepared(spec, work.run, FeatureStore(features), work.folder, ranks)
     with stop_signal() as stopping:
-        ranks = Ranks(device)
-        job = prepared(spec, work.run, FeatureStore(features), work.folder, ranks)
         train(job, ranks, report, stopping)
 
 

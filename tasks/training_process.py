@@ -1,7 +1,7 @@
 """One of the processes that train an aligner together: `torchrun … -m thinkdiff.tasks.training_process ORDER`.
 
 In:  an `Order` as JSON; it ends when its standard input does, which is when the process that asked for it has ended.
-Out: on the first rank's standard output one line of JSON for each event of the training, or for the error that ends it.
+Out: on standard output one line of JSON for each event, which the first rank tells, and for an error, which all tell.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import threading
+import traceback
 
 import torch
 
@@ -41,7 +42,7 @@ def end_with_parent() -> None:
 
 def tell(event: Event) -> None:
     """One line for the process that asked."""
-    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.write("\n" + json.dumps(event) + "\n")  # another's unfinished line may stand before it
     sys.stdout.flush()
 
 
@@ -50,17 +51,27 @@ def main() -> int:
     threading.Thread(target=end_with_parent, daemon=True).start()
     order = Order.model_validate_json(sys.argv[-1])
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    with stop_signal() as stopping:
+    try:
         ranks = Ranks.from_torchrun(compute_device(order.run))
-        try:
-            features = FeatureStore.open(order.features)
-            job = prepared(order.spec, order.run, features, Folder.at(order.folder), ranks)
+        features = FeatureStore.open(order.features)
+        job = prepared(order.spec, order.run, features, Folder.at(order.folder), ranks)
+        with stop_signal() as stopping:
             train(job, ranks, tell, stopping)
-        except ThinkDiffError as error:
-            if ranks.first:
-                tell({"event": "error", "kind": type(error).__name__, "message": str(error)})
-            return 1
-        ranks.leave()
+            ranks.leave()
+    except ThinkDiffError as error:
+        tell({"event": "error", "kind": type(error).__name__, "message": str(error)})
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        # That the others are gone is a consequence of what one of them has met.
+        lost = isinstance(error, torch.distributed.DistError) or "onnection" in str(error)
+        message = (
+            f"train_aligner: found {type(error).__name__} in process {os.environ.get('RANK', '0')} "
+            f"({str(error).strip().splitlines()[0] if str(error).strip() else 'no reason given':.300}), expected it to "
+            "train to the end. The last checkpoint stands; run it again when that is mended."
+        )
+        tell({"event": "error", "kind": "TrainingError", "message": message, "consequence": lost})
+        return 1
     return 0
 
 

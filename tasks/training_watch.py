@@ -5,11 +5,13 @@ In: the events of `aligner_training`. Out: a line for the log and the UI, scalar
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from thinkdiff.tasks.trackers import Tracker
 
 TRACK_EVERY = 10  # steps
+FLUSH_SECONDS = 60.0
 RECENT = 0.95  # weight of what was before in the averages that are told
 
 
@@ -24,6 +26,7 @@ class TrainingWatch:
         self.page = ""
         self._tracker: Tracker | None = None
         self._sums: dict[str, float] = {}
+        self._flushed = time.monotonic()
 
     def hear(self, event: dict[str, Any]) -> None:
         """Takes in an event."""
@@ -37,6 +40,9 @@ class TrainingWatch:
             if self._tracker and (event["step"] % TRACK_EVERY == 0 or event["step"] == self.steps):
                 values = {"loss": event["loss"], "learning rate": event["lr"], "gradient norm": event["grad_norm"]}
                 self._tracker.scalars(event["step"], values | self.rates())
+                if time.monotonic() - self._flushed >= FLUSH_SECONDS:
+                    self._flushed = time.monotonic()
+                    self._tracker.flush()
         elif kind == "validation":
             self.validation = event["loss"]
             if self._tracker:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +57,8 @@ def work(folder, die_at: int | None = None, **options) -> Work:
     run = Execution(model_dirs=(str(weights_folder()),), device="cpu", threads=1, tracker="none").model_copy(
         update=options
     )
-    found = Work(Folder.at(str(folder)), run, SimpleNamespace(), logging.getLogger("test"))  # pyright: ignore[reportArgumentType]
+    lease: Any = SimpleNamespace(check=bool, lost=threading.Event())
+    found = Work(Folder.at(str(folder)), run, lease, logging.getLogger("test"))
     object.__setattr__(found, "progress", lambda total, unit: Meter(die_at))
     return found
 

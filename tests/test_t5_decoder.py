@@ -133,6 +133,15 @@ def test_encoder_equals_hugging_faces_one_text_at_a_time():
     torch.testing.assert_close(t5.encode(ids), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_t5_that_lacks_a_layers_weights_is_refused(tmp_path):
+    shutil.copytree(MINI, tmp_path / "t5")
+    tensors = load_file(f"{MINI}/model.safetensors")
+    save_file({name: value for name, value in tensors.items() if "decoder.block.0." not in name},
+              tmp_path / "t5" / "model.safetensors", {"format": "pt"})  # fmt: skip
+    with pytest.raises(ModelError, match="found no weights for"):
+        T5Decoder(str(tmp_path / "t5"), "cpu", torch.float32)
+
+
 def test_norm_is_the_encoders_final_norm_with_the_model_or_alone(tmp_path):
     tensors = load_file(f"{MINI}/model.safetensors")
     expected = tensors["encoder.final_layer_norm.weight"].float()

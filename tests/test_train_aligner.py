@@ -19,7 +19,7 @@ from small_training import ROWS, Killed, features, make_captions, make_features,
 from thinkdiff.mini.release import weights_folder
 from thinkdiff.schemas.aligner import AlignerSpec
 from thinkdiff.schemas.artifact import Model, content_digest
-from thinkdiff.schemas.errors import SpecError, TrainingError
+from thinkdiff.schemas.errors import InputError, LockedError, SpecError, TrainingError
 from thinkdiff.storage.checkpoints import CheckpointWriter
 from thinkdiff.storage.feature_store import FeatureStore
 from thinkdiff.storage.root import Folder
@@ -96,6 +96,42 @@ def test_sample_that_gives_no_loss_is_named_and_the_last_checkpoint_stands(tmp_p
     assert (found[0] if found else 0) == step - 1
     if found:
         assert all(np.isfinite(value).all() for value in found[1].values())
+
+
+def test_held_out_sample_that_gives_no_loss_is_named(tmp_path):
+    bad = make_features(tmp_path, poisoned=3)
+    with pytest.raises(
+        TrainingError, match=rf"no finite validation loss at step 4 \(of the held-out samples {3:032x}\)"
+    ):
+        train_aligner.body(work(tmp_path / "run"), spec(), bad)
+
+
+def test_features_that_are_not_there_are_refused(features, tmp_path):
+    with pytest.raises(InputError, match="found no features of input tokens"):
+        train_aligner.body(work(tmp_path), spec(features="input", masking="none"), features)
+    with pytest.raises(InputError, match="found a vision tower's features, expected a VLM's generated tokens"):
+        train_aligner.body(work(tmp_path), spec(masking="none"), make_captions(tmp_path))
+
+
+def test_checkpoints_stand_until_the_record_is_written(features, tmp_path):
+    made = train_aligner.body(work(tmp_path), spec(), features)
+    found = CheckpointWriter(Folder.at(str(tmp_path))).latest()
+    assert found
+    assert found[0] == 12
+    made.after()
+    assert CheckpointWriter(Folder.at(str(tmp_path))).latest() is None
+
+
+def test_run_that_has_lost_its_lease_stops(features, tmp_path):
+    found = work(tmp_path)
+
+    def refuse() -> None:
+        raise LockedError("lost")
+
+    found.lease.lost.set()
+    object.__setattr__(found.lease, "check", refuse)
+    with pytest.raises(LockedError):
+        train_aligner.body(found, spec(), features)
 
 
 def test_optimizer_decays_matrices_alone_and_keeps_the_papers_betas():
