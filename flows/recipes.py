@@ -170,7 +170,7 @@ def miniature(name: str, per_task: int, input_tokens: bool = False, tuning: bool
         aligner=AlignerSpec(
             t5=t5, hidden=192, steps=1000, batch=32, lr=2e-3, warmup_lr=2e-5, warmup_steps=100, min_lr=0.0,
             schedule="linear", schedule_steps=1000, weight_decay=0.0, clip_grad_norm=1.0, precision="float32",
-            validation_rows=512, validation_every=250, checkpoint_every=100, seed=0,
+            validation_rows=512, validation_every=250, seed=0,
         ),
         queries=features.but(
             prompts=CobsatPrompts(

@@ -14,7 +14,7 @@ class AlignerSpec(Spec):
     """The paper's recipe with its ablations as fields (paper, section 3.3, 4.4; authors' code)."""
 
     stage: ClassVar[Stage] = "train_aligner"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     t5: Model = Field(description="T5 whose decoder is the frozen reader and whose encoder norm starts the aligner's")
     hidden: int | None = Field(default=None, ge=1, description="width of the aligner's middle; default the T5 width")
     features: TokenKind = "generated"
@@ -47,15 +47,11 @@ class AlignerSpec(Spec):
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.999, ge=0, lt=1)
     clip_grad_norm: float | None = Field(default=None, gt=0)
-    stop_loss: float | None = Field(
-        default=100.0, gt=0, description="nats per token above which a training has exploded and is stopped"
-    )
     precision: Literal["bfloat16", "float32", "float64"] = Field(
         default="bfloat16", description="autocast type over float32 masters, or the type of everything"
     )
     validation_rows: int = Field(default=512, ge=0, description="held-out samples, never trained on")
     validation_every: int = Field(default=1000, ge=1, description="steps between validation losses")
-    checkpoint_every: int = Field(default=1000, ge=1, description="steps between resumable checkpoints")
     readings: int = Field(default=4, ge=0, description="held-out samples that the T5 reads back as text")
     weights: Literal["last", "best"] = Field(default="last", description="best: by validation loss")
     seed: int = Field(default=42, ge=0)

@@ -128,6 +128,12 @@ class Execution(Frozen):
     )
     compile: bool = Field(default=False, description="a training fuses its decoder's kernels; a minute at the start")
     tracker: Literal["tensorboard", "none"] = Field(default="tensorboard", description="where a training is drawn")
+    stop_loss: float | None = Field(
+        default=100.0, gt=0, description="nats per token above which a training has exploded and is stopped"
+    )
+    checkpoint_every: int = Field(
+        default=0, ge=0, description="steps between resumable checkpoints; 0: a tenth of a training, at most 1000"
+    )
     keep_checkpoints: int = Field(default=2, ge=1, description="of the newest of a training; the best one is kept too")
     workers: int = Field(
         default=0, ge=0, description="parts of a stage worked on together; 0: as the stage thinks best"

@@ -8,6 +8,7 @@ pickle; bfloat16 arrays are those of ml_dtypes.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ Tensors = dict[str, npt.NDArray[Any]]
 WEIGHTS, CONFIG = "aligner.safetensors", "config.json"
 CHECKPOINTS = "checkpoints"
 DIGITS = 8
+log = logging.getLogger(__name__)
 TYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -116,13 +118,16 @@ class CheckpointWriter:
     def at(self, step: int) -> Tensors:
         """The arrays of the checkpoint of a step. Raises StoreError when it is not there or not whole."""
         part = self._committed().get(step)
-        if part is None:
-            raise StoreError(
-                f"{self.folder.uri}: found no checkpoint of step {step}, expected one. Run the stage again; with "
-                "weights=last it needs none but the newest."
-            )
-        data = verified_bytes(self.folder, part.files[0])
-        return read_tensors(data, f"{self.folder.uri}/{tensors_name(step)}")
+        try:
+            if part is not None:
+                data = verified_bytes(self.folder, part.files[0])
+                return read_tensors(data, f"{self.folder.uri}/{tensors_name(step)}")
+        except StoreError as error:
+            log.warning("%s", error)
+        raise StoreError(
+            f"{self.folder.uri}: found no whole checkpoint of step {step}, expected the one that the training wrote. "
+            "Run the stage with --refresh train_aligner: it trains anew, to the same weights."
+        )
 
     def keep(self, last: int, also: Sequence[int] = ()) -> None:
         """Removes all checkpoints but the newest `last` and those of the steps `also`."""

@@ -60,7 +60,7 @@ class Job:
     t5: T5Decoder
     data: FeatureBatches
     checkpoints: CheckpointWriter
-    keep: int = 2
+    run: Execution
 
 
 def prepared(spec: AlignerSpec, run: Execution, features: FeatureStore, folder: Folder, ranks: Ranks) -> Job:
@@ -92,7 +92,7 @@ def prepared(spec: AlignerSpec, run: Execution, features: FeatureStore, folder: 
     config = AlignerConfig(features.shape[2], spec.hidden or t5.width, t5.width, spec.norm)
     wide = torch.float64 if spec.precision == "float64" else torch.float32
     aligner = Aligner(config, norm_D).to(ranks.device, wide)
-    return Job(spec, aligner, t5, data, CheckpointWriter(folder), run.keep_checkpoints)
+    return Job(spec, aligner, t5, data, CheckpointWriter(folder), run)
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ def train(job: Job, ranks: Ranks, report: Callable[[Event], None], stopping: Cal
     when the loss explodes, before the weights or a checkpoint have seen it.
     """
     spec, aligner = job.spec, job.aligner
+    every = job.run.checkpoint_every or max(min(spec.steps // 10, 1000), 1)
     optimizer = adamw(spec, aligner)
     begin, history = restore(job, ranks, optimizer)
     parameters, report = list(aligner.parameters()), report if ranks.first else ignore
@@ -142,7 +143,7 @@ def train(job: Job, ranks: Ranks, report: Callable[[Event], None], stopping: Cal
             clock, last = time.perf_counter(), done == spec.steps or stopped
             if done % spec.validation_every == 0 or done == spec.steps:
                 validate(job, ranks, done, history, report)
-            if done % spec.checkpoint_every == 0 or last or history.best() == done:
+            if done % every == 0 or last or history.best() == done:
                 save(job, ranks, done, optimizer, history)
             if stopped:
                 report({"event": "stopped", "step": done})
@@ -209,7 +210,7 @@ def gradient(parameter: torch.Tensor) -> torch.Tensor:
 
 def mean_loss(job: Job, batch: Batch, sums_B: npt.NDArray[Any], grad_norm: float, step: int) -> float:
     """The loss of a step. Raises TrainingError, with the samples that are to blame, when it is none to learn from."""
-    loss, limit = float(sums_B @ batch.weights_B), job.spec.stop_loss or math.inf
+    loss, limit = float(sums_B @ batch.weights_B), job.run.stop_loss or math.inf
     if math.isfinite(loss) and math.isfinite(grad_norm) and loss <= limit:
         return loss
     means = np.where(np.isfinite(sums_B), sums_B / batch.tokens, math.inf)
@@ -340,7 +341,7 @@ def save(job: Job, ranks: Ranks, step: int, optimizer: torch.optim.Optimizer, hi
             tensors[f"{key}/{name}"] = array(value)
     job.checkpoints.save(step, tensors, asdict(history))
     best = history.best()
-    job.checkpoints.keep(job.keep, also=[best] if best is not None else [])
+    job.checkpoints.keep(job.run.keep_checkpoints, also=[best] if best is not None else [])
 
 
 def tensor(states: npt.NDArray[Any]) -> torch.Tensor:

@@ -30,7 +30,7 @@ STEPS = 60
 
 def child(features: FeatureSet, folder: str, out: int) -> None:
     """Trains to the end, and tells each step through `out`."""
-    found = work(folder)
+    found = work(folder, checkpoint_every=4)
 
     class Telling(Meter):
         def advance(self, count: int = 1) -> None:
@@ -38,7 +38,7 @@ def child(features: FeatureSet, folder: str, out: int) -> None:
 
     object.__setattr__(found, "progress", lambda total, unit: Telling(None))
     try:
-        made = train_aligner.body(found, spec(steps=STEPS, checkpoint_every=4, schedule_steps=STEPS), features)
+        made = train_aligner.body(found, spec(steps=STEPS, schedule_steps=STEPS), features)
         os.write(out, json.dumps([[entry.path, entry.sha256] for entry in made.files]).encode())
     except BaseException:
         traceback.print_exc()

@@ -16,7 +16,7 @@ SETTINGS = {
     "aligner.batch": 8,
     "aligner.validation_rows": 32,
     "aligner.validation_every": 12,
-    "aligner.checkpoint_every": 8,
+    "run.checkpoint_every": 8,
     "queries.prompts.per_task": 1,
     "media.steps": 2,
     "report.examples": 4,

@@ -54,9 +54,8 @@ class Meter:
 
 
 def work(folder, die_at: int | None = None, **options) -> Work:
-    run = Execution(model_dirs=(str(weights_folder()),), device="cpu", threads=1, tracker="none").model_copy(
-        update=options
-    )
+    about = {"device": "cpu", "threads": 1, "tracker": "none", "checkpoint_every": 3} | options
+    run = Execution(model_dirs=(str(weights_folder()),)).model_copy(update=about)
     lease: Any = SimpleNamespace(check=bool, lost=threading.Event())
     found = Work(Folder.at(str(folder)), run, lease, logging.getLogger("test"))
     object.__setattr__(found, "progress", lambda total, unit: Meter(die_at))
@@ -66,7 +65,7 @@ def work(folder, die_at: int | None = None, **options) -> Work:
 def spec(**changes) -> AlignerSpec:
     return AlignerSpec(
         t5=Model(name="mini-t5"), hidden=24, steps=12, batch=8, lr=2e-3, warmup_steps=2, validation_rows=8,
-        validation_every=4, checkpoint_every=3, schedule_steps=12, clip_grad_norm=1.0,
+        validation_every=4, schedule_steps=12, clip_grad_norm=1.0,
     ).but(**changes)  # fmt: skip
 
 

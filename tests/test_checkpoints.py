@@ -147,6 +147,15 @@ def test_broken_checkpoint_falls_back_to_the_one_before(tmp_path: Path, name: st
     assert again[0] == 2
 
 
+def test_checkpoint_of_a_step_that_is_lost_or_altered_is_told_with_the_way_out(tmp_path: Path):
+    folder = Folder.at(str(tmp_path))
+    CheckpointWriter(folder).save(2, tensors(2), {})
+    flip(folder, "checkpoints/00000002.safetensors", -3)
+    for step in (1, 2):
+        with pytest.raises(StoreError, match=f"no whole checkpoint of step {step}, .* --refresh train_aligner"):
+            CheckpointWriter(folder).at(step)
+
+
 def test_keep_and_clear_leave_what_they_say(place: Folder):
     writer = CheckpointWriter(place)
     place.write("losses.json", b"[]")

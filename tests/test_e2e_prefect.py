@@ -16,6 +16,7 @@ from small_run import SETTINGS
 
 from thinkdiff.flows.cli import assign
 from thinkdiff.flows.recipes import mini
+from thinkdiff.schemas.artifact import Execution
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEPLOYMENTS = {
@@ -94,10 +95,11 @@ def test_e2e_prefect_deployments_differ_only_in_parameters(service):
 
 
 def test_e2e_prefect_deployment_runs_and_the_next_stage_finds_it_cached_and_trains_in_two_processes(service, tmp_path):
-    values = mini().model_dump(mode="json")
+    run = Execution(root=str(tmp_path / "root"), ranks=2, device="cpu")
+    values = mini().model_dump(mode="json") | {"run": run.model_dump(mode="json")}
     for name, value in SETTINGS.items():
         assign(values, f"{name}={value}")
-    parameters = json.dumps({"spec": values, "run": {"root": str(tmp_path / "root"), "ranks": 2, "device": "cpu"}})
+    parameters = json.dumps({"run": values.pop("run"), "spec": values})
     for name in ("extract-features", "train-aligner"):
         done = prefect(
             "deployment", "run", f"thinkdiff/{name}", "--params", parameters, "--watch", env=service, timeout=500

@@ -84,13 +84,13 @@ def test_loss_that_explodes_stops_the_training_with_step_and_samples(features, t
     with pytest.raises(
         TrainingError, match=r"found the loss [\d.]+ at step 1 \(of the samples [0-9a-f]{32}, .*\), expected"
     ):
-        train_aligner.body(work(tmp_path), spec(stop_loss=0.1), features)
+        train_aligner.body(work(tmp_path, stop_loss=0.1), spec(), features)
 
 
 def test_sample_that_gives_no_loss_is_named_and_the_last_checkpoint_stands(tmp_path):
     bad = make_features(tmp_path, poisoned=20)
     with pytest.raises(TrainingError, match=rf"found the loss nan at step \d+ \(of the samples {20:032x}") as caught:
-        train_aligner.body(work(tmp_path / "run"), spec(checkpoint_every=1, steps=20), bad)
+        train_aligner.body(work(tmp_path / "run", checkpoint_every=1), spec(steps=20), bad)
     step = int(re.findall(r"at step (\d+)", str(caught.value))[0])
     found = CheckpointWriter(Folder.at(str(tmp_path / "run"))).latest()
     assert (found[0] if found else 0) == step - 1

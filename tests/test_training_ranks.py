@@ -52,7 +52,7 @@ def test_ranks_end_with_the_process_that_started_them_and_stop_on_its_sigterm(fe
         "import sys\nfrom small_training import spec, work\n"
         "from thinkdiff.schemas.features import FeatureSet\nfrom thinkdiff.storage.records import read_record\n"
         "from thinkdiff.storage.root import Folder\nfrom thinkdiff.tasks.train_aligner import train_aligner\n"
-        "train_aligner.body(work(sys.argv[2], ranks=2), spec(steps=100_000, checkpoint_every=10),"
+        "train_aligner.body(work(sys.argv[2], ranks=2, checkpoint_every=10), spec(steps=100_000),"
         " read_record(Folder.at(sys.argv[1]), FeatureSet))"
     )
     for number in (signal.SIGTERM, signal.SIGKILL):

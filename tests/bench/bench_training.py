@@ -24,7 +24,7 @@ import torch
 from medians import median
 
 from thinkdiff.schemas.aligner import AlignerSpec
-from thinkdiff.schemas.artifact import Model
+from thinkdiff.schemas.artifact import Execution, Model
 from thinkdiff.storage.checkpoints import CheckpointWriter
 from thinkdiff.storage.root import Folder
 from thinkdiff.tasks.aligner import Aligner, AlignerConfig
@@ -161,13 +161,11 @@ def main() -> int:
         options.precision = "bfloat16"
     torch.manual_seed(0)
     t5 = random_t5(options)
-    spec = AlignerSpec(
-        t5=Model(name="random"), batch=options.batch, precision=options.precision, validation_rows=0, stop_loss=None
-    )
+    spec = AlignerSpec(t5=Model(name="random"), batch=options.batch, precision=options.precision, validation_rows=0)
     data = FeatureBatches(spec, MemorySource(4096, options.features), Words(), t5_tokens)
     aligner = Aligner(AlignerConfig(options.features, options.width, options.width)).to(options.device)
     with tempfile.TemporaryDirectory() as home:
-        job = Job(spec, aligner, t5, data, CheckpointWriter(Folder.at(home)))
+        job = Job(spec, aligner, t5, data, CheckpointWriter(Folder.at(home)), Execution(stop_loss=None))
         compare(job, options)
     return 0
 
@@ -240,7 +238,12 @@ def whole_loop(job: Job, options: argparse.Namespace) -> None:
     spec, events = job.spec.but(steps=2 * options.steps + 3), list[dict[str, Any]]()
     data = FeatureBatches(spec, job.data.source, Words(), t5_tokens)
     began = time.perf_counter()
-    train(Job(spec, job.aligner, job.t5, data, job.checkpoints), Ranks(options.device), events.append, lambda: False)
+    train(
+        Job(spec, job.aligner, job.t5, data, job.checkpoints, job.run),
+        Ranks(options.device),
+        events.append,
+        lambda: False,
+    )
     steps = [event for event in events if event["event"] == "step"][3:]
     seconds, waited = (sum(event[name] for event in steps) for name in ("seconds", "waited"))
     print(

@@ -39,7 +39,7 @@ from medians import median
 from thinkdiff.flows.recipes import recipe
 from thinkdiff.mini.release import weights_folder
 from thinkdiff.schemas.aligner import AlignerSpec
-from thinkdiff.schemas.artifact import Model
+from thinkdiff.schemas.artifact import Execution, Model
 from thinkdiff.schemas.features import FeatureSet
 from thinkdiff.storage.checkpoints import CheckpointWriter
 from thinkdiff.storage.feature_store import FeatureRow, FeatureStore, FeatureWriter
@@ -74,14 +74,16 @@ class Bench:
         options, self.jobs = self.options, self.jobs + 1
         changes: dict[str, Any] = {"steps": options.warm + options.steps, "validation_rows": 0, "seed": seed}
         spec = AlignerSpec(
-            t5=Model(name="random"), batch=options.batch, precision=options.precision, stop_loss=None
+            t5=Model(name="random"), batch=options.batch, precision=options.precision
         )  # fmt: skip
         spec = (recipe("mini").aligner if options.mini else spec).but(**changes)
         torch.manual_seed(seed)
         config = AlignerConfig(self.store.shape[2], spec.hidden or self.t5.width, self.t5.width)
         folder = Folder.at(str(self.home / f"job-{self.jobs}"))
         data = FeatureBatches(spec, source, self.vlm, self.t5.tokens)
-        return Job(spec, Aligner(config, self.t5.norm_D), self.t5, data, CheckpointWriter(folder))
+        return Job(
+            spec, Aligner(config, self.t5.norm_D), self.t5, data, CheckpointWriter(folder), Execution(stop_loss=None)
+        )
 
 
 @dataclass

@@ -34,7 +34,7 @@ def command(root: Path, data: Path, engines: int = 0) -> list[str]:
     settings = {
         "run.engines": engines,
         "captions.n": 2048, "features.shard_size": 128, "aligner.steps": STEPS,
-        "aligner.checkpoint_every": CHECKPOINT_EVERY,
+        "run.checkpoint_every": CHECKPOINT_EVERY,
     }  # fmt: skip
     return [
         sys.executable, "-m", "thinkdiff.flows.cli", "run", "mini", "--root", str(root), "--data", str(data),
