@@ -127,7 +127,9 @@ class Execution(Frozen):
         default=0, ge=0, description="samples of a process that are in memory together; 0: all of its share of a step"
     )
     compile: bool = Field(default=False, description="a training fuses its decoder's kernels; a minute at the start")
-    tracker: Literal["tensorboard", "none"] = Field(default="tensorboard", description="where a training is drawn")
+    tracker: Literal["tensorboard", "wandb", "none"] = Field(
+        default="tensorboard", description="where a training is drawn; wandb needs its extra"
+    )
     stop_loss: float | None = Field(
         default=100.0, gt=0, description="nats per token above which a training has exploded and is stopped"
     )

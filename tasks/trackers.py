@@ -1,4 +1,4 @@
-"""Where a training is drawn: TensorBoard's event files, in the artifact's own folder, on a disk or in a bucket.
+"""Where a training is drawn: TensorBoard's event files in the artifact's own folder, or Weights & Biases.
 
     tracker = EventFile(folder, begin=0)
     tracker.scalars(10, {"loss": 2.5})
@@ -9,6 +9,7 @@ Anything with the methods of `Tracker` can stand in its place.
 
 from __future__ import annotations
 
+import html
 import struct
 import time
 from collections.abc import Mapping
@@ -16,7 +17,8 @@ from typing import Any, Protocol
 
 import google_crc32c
 
-from thinkdiff.schemas.artifact import FileEntry
+from thinkdiff.schemas.artifact import Execution, FileEntry
+from thinkdiff.schemas.errors import SpecError
 from thinkdiff.storage.root import Folder
 
 TRACKED = "tensorboard"
@@ -33,6 +35,9 @@ class Tracker(Protocol):
 
     def flush(self) -> None:
         """Makes what was told so far seen."""
+
+    def close(self) -> None:
+        """Nothing more is told."""
 
 
 class EventFile:
@@ -60,6 +65,10 @@ class EventFile:
         """Writes the file, whole."""
         self._folder.write(self._name, b"".join(self._records))
 
+    def close(self) -> None:
+        """Writes what is not written yet."""
+        self.flush()
+
     def _add(self, **fields: Any) -> None:
         from tensorboardX.proto import event_pb2
 
@@ -68,6 +77,56 @@ class EventFile:
         data: bytes = event.SerializeToString()
         length = struct.pack("<Q", len(data))
         self._records.append(length + masked_crc(length) + data + masked_crc(data))
+
+
+class WandbRun:
+    """A run of Weights & Biases in the project `thinkdiff`, of the artifact's fingerprint: a resumed training goes on
+    in it. What wandb itself reads from the environment (WANDB_MODE, WANDB_DIR, WANDB_ENTITY) holds.
+
+    Raises SpecError when wandb is not installed or lets no run begin, as without a login.
+    """
+
+    def __init__(self, folder: Folder, config: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise SpecError(
+                "run.tracker: found no package wandb, expected it. Install it: pip install 'thinkdiff[wandb]'."
+            ) from None
+        self._html = wandb.Html
+        settings = wandb.Settings(silent=True, console="off", disable_git=True, save_code=False)
+        try:
+            self._run = wandb.init(
+                project="thinkdiff", id=folder.uri.rsplit("/", 1)[-1], resume="allow", config=dict(config),
+                settings=settings, reinit="create_new",
+            )  # fmt: skip
+        except wandb.Error as error:
+            raise SpecError(
+                f"run.tracker: found wandb not willing to begin ({error!s:.200}), expected a run. Log in with "
+                "`wandb login`, or set WANDB_MODE=offline."
+            ) from error
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers of a step, by name."""
+        self._run.log(dict(values), step=step)
+
+    def text(self, step: int, name: str, markdown: str) -> None:
+        """A text of a step, as it is."""
+        self._run.log({name: self._html(f"<pre>{html.escape(markdown, quote=False)}</pre>")}, step=step)
+
+    def flush(self) -> None:
+        """A process of wandb's own sends what it has."""
+
+    def close(self) -> None:
+        """Waits until it has."""
+        self._run.finish()
+
+
+def tracker_of(run: Execution, folder: Folder, config: Mapping[str, Any], begin: int) -> Tracker | None:
+    """The tracker that the run asks for, of a training that starts at step `begin`."""
+    if run.tracker == "wandb":
+        return WandbRun(folder, config)
+    return EventFile(folder, begin) if run.tracker == "tensorboard" else None
 
 
 def masked_crc(data: bytes) -> bytes:

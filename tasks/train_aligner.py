@@ -20,11 +20,11 @@ from thinkdiff.tasks.step import Made, Work, step
 def train_aligner(work: Work, spec: AlignerSpec, features: FeatureSet) -> Made:
     """Trains one aligner; resumes at the step after the last checkpoint. On SIGTERM it leaves one and stops."""
     from thinkdiff.storage.checkpoints import CheckpointWriter, save_aligner
-    from thinkdiff.tasks.trackers import EventFile, tracked_files
+    from thinkdiff.tasks.trackers import tracked_files, tracker_of
     from thinkdiff.tasks.training_watch import TrainingWatch
 
-    tracker = EventFile if work.run.tracker == "tensorboard" else None
-    watch = TrainingWatch(spec.steps, lambda begin: tracker(work.folder, begin) if tracker else None)
+    config = spec.model_dump(mode="json")
+    watch = TrainingWatch(spec.steps, lambda begin: tracker_of(work.run, work.folder, config, begin))
     with work.progress(spec.steps, "steps") as progress:
         progress.note = watch.line
 

@@ -57,7 +57,7 @@ class TrainingWatch:
     def close(self) -> None:
         """The curves so far, written."""
         if self._tracker:
-            self._tracker.flush()
+            self._tracker.close()
 
     def rates(self) -> dict[str, float]:
         """Of the last steps: a second's samples and target tokens; shares of padding that was not computed, of the

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -236,40 +235,6 @@ def test_best_weights_are_those_of_the_lowest_validation_loss(features, tmp_path
     assert step == last.stats["best_step"] < 24
     there = train_aligner.body(work(tmp_path / "there"), spec(**{**changes, "steps": step}), features)
     assert best.files[0].sha256 == there.files[0].sha256 != last.files[0].sha256
-
-
-def test_curves_are_the_records_that_tensorboardx_would_write(features, tmp_path):
-    from tensorboardX.record_writer import RecordWriter
-
-    made = train_aligner.body(work(tmp_path, tracker="tensorboard"), spec(steps=20), features)
-    (entry,) = [entry for entry in made.files if entry.path.startswith("tensorboard/")]
-    assert not entry.content
-    events = read_events((tmp_path / entry.path).read_bytes())
-    losses = json.loads((tmp_path / "losses.json").read_bytes())
-    told = {(event.step, value.tag): value.simple_value for event in events for value in event.summary.value}
-    assert told[20, "loss"] == pytest.approx(losses["training"][19])
-    assert told[8, "validation loss"] == pytest.approx(losses["validation"][1][1])
-    assert {"tokens per second", "samples per second", "utilisation", "padding avoided"} <= {tag for _, tag in told}
-    text = next(v for e in events for v in e.summary.value if v.tag == "read back/text_summary")
-    assert b"| the VLM | the T5 |" in text.tensor.string_val[0]
-    again = tmp_path / "again"
-    writer = RecordWriter(str(again))  # the same records by tensorboardX's own writer
-    for event in events:
-        writer.write(event.SerializeToString())
-    writer.close()
-    assert again.read_bytes() == (tmp_path / entry.path).read_bytes()
-
-
-def read_events(data: bytes) -> list:
-    """The events of a file of TFRecords."""
-    from tensorboardX.proto import event_pb2
-
-    events, at = [], 0
-    while at < len(data):
-        (length,) = struct.unpack("<Q", data[at : at + 8])
-        events.append(event_pb2.Event.FromString(data[at + 12 : at + 12 + length]))  # pyright: ignore[reportAttributeAccessIssue]
-        at += 16 + length
-    return events
 
 
 def test_training_lowers_the_loss_and_skips_answers_of_one_token(features, tmp_path):
