@@ -228,7 +228,8 @@ def test_packages_table_equals_the_folders_and_the_checkers_links() -> None:
 
 def test_imported_libraries_are_declared() -> None:
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    lines = [*project["dependencies"], *project["optional-dependencies"]["cpu"]]
+    extras = {name: lines for name, lines in project["optional-dependencies"].items() if name != "test"}
+    lines = [*project["dependencies"], *(line for lines in extras.values() for line in lines)]
     declared = {re.split(r"[^\w.-]", line)[0].replace("_", "-").lower() for line in lines}
     providers = importlib.metadata.packages_distributions()
     undeclared = []
