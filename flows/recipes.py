@@ -19,7 +19,7 @@ from thinkdiff.schemas.images import ImageSpec, TarSource
 from thinkdiff.schemas.media import MediaSpec
 from thinkdiff.schemas.pipeline import PipelineSpec, Variant, World
 from thinkdiff.schemas.report import ReportSpec
-from thinkdiff.schemas.scores import ScoreSpec
+from thinkdiff.schemas.scores import ClassifierJudge, ScoreSpec
 
 MINI_INSTRUCTION = "I give you several words and pictures. Describe the next picture."
 ABLATION_SEEDS = 3
@@ -183,7 +183,7 @@ def miniature(name: str, per_task: int, input_tokens: bool = False, tuning: bool
             decoder=mini_model("mini-flux"), t5=t5, height=32, width=32, steps=16, guidance_scale=1.0,
             true_cfg_scale=3.0, precision="float32", seed=1,
         ),
-        scores=ScoreSpec(judge=mini_model("mini-judge")),
+        scores=ScoreSpec(judge=ClassifierJudge(model=mini_model("mini-judge"))),
         report=ReportSpec(title="ThinkDiff in miniature"),
     )  # fmt: skip
 

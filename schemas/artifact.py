@@ -136,6 +136,7 @@ class Execution(Frozen):
     checkpoint_every: int = Field(
         default=0, ge=0, description="steps between resumable checkpoints; 0: a tenth of a training, at most 1000"
     )
+    judge_seconds: float = Field(default=900.0, gt=0, description="that a VLM judge may take for a batch of pictures")
     keep_checkpoints: int = Field(default=2, ge=1, description="of the newest of a training; the best one is kept too")
     workers: int = Field(
         default=0, ge=0, description="parts of a stage worked on together; 0: as the stage thinks best"

@@ -17,7 +17,7 @@ from thinkdiff.storage.records import checked_bytes
 from thinkdiff.storage.root import Folder
 from thinkdiff.storage.tables import column, read_table, table_bytes
 
-PROMPTS, VERDICTS = "prompts.parquet", "verdicts.parquet"
+PROMPTS, VERDICTS, SECOND = "prompts.parquet", "verdicts.parquet", "second_verdicts.parquet"
 
 
 class AskedPrompt(NamedTuple):
@@ -35,7 +35,10 @@ class AskedPrompt(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What the judge saw in one picture, beside what it should have seen."""
+    """What the judge saw in one picture, beside what it should have seen: "" for no answer, or no picture.
+
+    similarity: CLIP's, NaN of other judges.
+    """
 
     method: str
     name: str
@@ -50,9 +53,10 @@ class Verdict(NamedTuple):
     right_value: bool
     right_thing: bool
     right: bool
+    similarity: float
 
 
-TYPES = {str: pa.string(), int: pa.int32(), bool: pa.bool_()}
+TYPES = {str: pa.string(), int: pa.int32(), bool: pa.bool_(), float: pa.float32()}
 
 
 def schema_of(kind: type[AskedPrompt] | type[Verdict]) -> pa.Schema:

@@ -18,6 +18,10 @@ from PIL import Image, UnidentifiedImageError
 from thinkdiff.schemas.errors import InputError, ModelError
 from thinkdiff.schemas.features import EndPolicy
 
+LLAVA_SYSTEM = (
+    "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the human's questions."
+)
 Part = str | bytes | np.ndarray
 """A piece of the user turn: text, an encoded picture (JPEG, PNG, ...) or a picture as uint8 (height, width, 3)."""
 
@@ -97,6 +101,17 @@ def chat_ids(tokenizer: Any, content: Sequence[str | None], *, add_vision_id: bo
         [{"role": "user", "content": parts}],
         tokenize=True, add_generation_prompt=True, return_dict=False, add_vision_id=add_vision_id,
     )  # fmt: skip
+
+
+def llava_ids(tokenizer: Any, content: Sequence[str | None], image_token: int) -> list[int]:
+    """Token ids of one user turn in the conversation of LLaVA v1 (haotian-liu/LLaVA, `llava_v1`), ready for the answer.
+
+    A picture (None) is a line of its own. As in that code the texts around pictures are tokenised each by itself.
+    """
+    turn = "".join("<image>\n" if part is None else part for part in content)
+    texts = f"{LLAVA_SYSTEM} USER: {turn} ASSISTANT:".split("<image>")
+    first, *others = (tokenizer(text, add_special_tokens=number == 0)["input_ids"] for number, text in enumerate(texts))
+    return [*first, *(token for ids in others for token in (image_token, *ids))]
 
 
 def shape_of(request: Request) -> tuple[str | None, ...]:

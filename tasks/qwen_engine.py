@@ -32,6 +32,7 @@ import numpy as np
 
 from thinkdiff.schemas.errors import EngineError, InputError, ModelError
 from thinkdiff.schemas.features import TokenKind
+from thinkdiff.schemas.scores import Conversation
 from thinkdiff.tasks.qwen_chat import Generation, Request, Sampling, check_requests
 from thinkdiff.tasks.qwen_wire import Wire
 
@@ -62,6 +63,7 @@ class EngineOptions:
     kv_cache_gib: float | None
     prefix_caching: bool
     two_pass: bool
+    conversation: Conversation
     vllm: Mapping[str, Any]
 
 
@@ -74,8 +76,10 @@ class QwenEngine:
     prefix_caching (off when input features are asked for, which a cached prefix would lack), threads (OpenMP
     threads on a CPU; None: one for a model under 64 MiB, else OpenMP's own choice), vllm (further keyword arguments
     for `vllm.LLM`), two_pass (features by a second, embedding engine: `two_pass.py`), gpu (the one that the child sees,
-    as CUDA_VISIBLE_DEVICES names it). log receives each line that the child prints; by default lines become warnings of
-    this module's logger.
+    as CUDA_VISIBLE_DEVICES names it), timeout (seconds that a batch may take; None: any). conversation: how a turn is
+    written, by the model's own chat template or as LLaVA v1 was trained. With no `features` at all any VLM that vLLM
+    knows will answer, and vLLM is left as it is. log receives each line that the child prints; by default lines become
+    warnings of this module's logger.
 
     Raises ModelError when the folder lacks a file, EngineError when vLLM does not start, is not of a supported
     version, or dies.
@@ -101,6 +105,8 @@ class QwenEngine:
         threads: int | None = None,
         two_pass: bool = False,
         gpu: str | None = None,
+        conversation: Conversation = "template",
+        timeout: float | None = None,
         vllm: Mapping[str, Any] | None = None,
         log: Callable[[str], None] | None = None,
     ) -> None:
@@ -108,9 +114,9 @@ class QwenEngine:
         self.options = EngineOptions(
             os.fspath(model_path), revision, dtype, sampling, add_vision_id, features, max_images, device,
             max_num_seqs, max_model_len, kv_cache_gib, prefix_caching and "input" not in features, two_pass,
-            dict(vllm or {}),
+            conversation, dict(vllm or {}),
         )  # fmt: skip
-        self.threads, self.gpu = threads, gpu
+        self.threads, self.gpu, self.timeout = threads, gpu, timeout
         self._log = log or logging.getLogger(__name__).warning
         self._lines: collections.deque[str] = collections.deque(maxlen=LOG_LINES)
         self._child: subprocess.Popen[bytes] | None = None
@@ -230,6 +236,12 @@ class QwenEngine:
     def _receive(self) -> Any:
         if self._child is None:
             raise EngineError("Qwen engine: found it closed, expected an answer. Another thread has closed it.")
+        if not self._wire.waits(self.timeout):
+            self.close()
+            raise EngineError(
+                f"vLLM's process: found no answer within {self.timeout:g} seconds, expected one. It hangs, or the "
+                "batch is too large for this machine. Lower max_num_seqs, or allow more time."
+            )
         try:
             error, answer = self._wire.receive()
         except (EOFError, ConnectionError) as broken:

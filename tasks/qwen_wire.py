@@ -68,6 +68,10 @@ class Wire:
         self.received_seconds += time.thread_time() - began
         return message
 
+    def waits(self, seconds: float | None) -> bool:
+        """Whether there is a message, or the other end is gone, within so many seconds; None: as long as it takes."""
+        return self._connection.poll(seconds)
+
     def _with_socket(self, use: Callable[[socket.socket], Any]) -> Any:
         end = socket.socket(fileno=self._connection.fileno())
         try:

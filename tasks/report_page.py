@@ -48,6 +48,7 @@ class Content:
     def model(self, role: str, field: str) -> str:
         """The name of a model that an artifact's spec asked for."""
         found = self.artifacts[role].spec.get(field)
+        found = found.get("model", found) if isinstance(found, dict) else found  # a judge's kind stands around it
         return str(found["name"]).rpartition("/")[2] if isinstance(found, dict) else "none"
 
 

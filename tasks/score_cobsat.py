@@ -6,22 +6,23 @@ Wilson's over all pictures, and so are those of tasks and of held-out pairs.
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from thinkdiff.schemas.media import MediaSet
 from thinkdiff.schemas.scores import Scorecard, ScoreSpec
 from thinkdiff.tasks.cobsat import same_word
-from thinkdiff.tasks.models import compute_device, model_path
 from thinkdiff.tasks.step import Made, Work, step
 
 if TYPE_CHECKING:
-    from thinkdiff.storage.score_tables import Verdict
+    from thinkdiff.storage.score_tables import AskedPrompt, Verdict
+    from thinkdiff.tasks.judge import Seen, Subject
+
+WORDS = "answer"  # the method that answers in words are counted as
+T = TypeVar("T")
 
 
 def wilson(right: int, total: int, confidence: float) -> tuple[float, float]:
@@ -37,66 +38,128 @@ def wilson(right: int, total: int, confidence: float) -> tuple[float, float]:
 
 @step(Scorecard)
 def score_cobsat(work: Work, spec: ScoreSpec, media: MediaSet) -> Made:
-    """Judges every picture and counts."""
+    """Judges every picture, or in text mode every answer, and counts; a picture that is missing is wrong."""
     import torch
 
-    from thinkdiff.storage.score_tables import VERDICTS, Verdict, read_prompts, write_rows
-    from thinkdiff.tasks.judge import Judge
+    from thinkdiff.storage.score_tables import SECOND, VERDICTS, Verdict, write_rows
 
     if work.run.threads:
         torch.set_num_threads(work.run.threads)
-    prompts = {prompt.name: prompt for prompt in read_prompts(media)}
-    judge = Judge(model_path(spec.judge, work.run), compute_device(work.run))
-    verdicts: list[Verdict] = []
-    with work.progress(media.counts["pictures"], "pictures") as progress:
-        for method in media.stats["methods"]:
-            for names, pictures_NHW3 in picture_batches(media, method, work.run.batch):
-                asked = [prompts[name] for name in names]
-                seen = judge.verdicts(pictures_NHW3, [prompt.family for prompt in asked])
-                for prompt, (thing, value) in zip(asked, seen, strict=True):
-                    right_value = same_word(value, prompt.target_value)
-                    right_thing = same_word(thing, prompt.target_thing)
-                    verdicts.append(
-                        Verdict(
-                            method, prompt.name, prompt.task, prompt.family, prompt.shots, prompt.held_out,
-                            prompt.target_value, prompt.target_thing, value, thing,
-                            right_value, right_thing, right_value and right_thing,
-                        )
-                    )  # fmt: skip
-                progress.advance(len(names))
-    methods = {
-        method: count([v for v in verdicts if v.method == method], spec.confidence) for method in media.stats["methods"]
-    }
-    scores = {"confidence": spec.confidence, "methods": methods}
-    files = (
-        write_rows(work.folder, VERDICTS, Verdict, verdicts),
-        work.folder.write("scores.json", json.dumps(scores, indent=1).encode()),
-    )
-    headline = {m: {shots: cells["mean"]["accuracy"] for shots, cells in by.items()} for m, by in methods.items()}
+    judges = [spec.judge] if spec.second is None else [spec.judge, spec.second]
+    subjects, methods = subjects_of(media, spec, work.run.batch)
+    files, counted, found = [], list[dict[str, Any]](), list[list[Verdict]]()
+    with work.progress(media.counts["prompts"] * len(methods) * len(judges), "verdicts") as progress:
+        for judge, name in zip(judges, (VERDICTS, SECOND), strict=False):
+            found.append(verdicts_of(work, spec, judge, methods, subjects, progress.advance))
+            files.append(write_rows(work.folder, name, Verdict, found[-1]))
+            counted.append({m: count([v for v in found[-1] if v.method == m], spec.confidence) for m in methods})
+    scores: dict[str, Any] = {"confidence": spec.confidence, "methods": counted[0]}
+    first = found[0]
+    stats: dict[str, Any] = {"scores": headline(counted[0]), "no_answer": sum(not (v.thing and v.value) for v in first)}
+    if len(judges) > 1:
+        stats["agreement"] = scores["agreement"] = agreement(*found)
+        scores["second"] = counted[1]
+        stats["second_scores"] = headline(counted[1])
     return Made(
-        files=files,
-        counts={"pictures": len(verdicts), "right": sum(v.right for v in verdicts)},
-        stats={"scores": headline},
-        page=score_table(headline),
+        files=(*files, work.folder.write("scores.json", json.dumps(scores, indent=1).encode())),
+        counts={"pictures": len(first), "right": sum(v.right for v in first)},
+        stats=stats,
+        page=score_table(stats["scores"]),
     )
 
 
-def picture_batches(media: MediaSet, method: str, size: int) -> Any:
-    """(names, uint8 (N, H, W, 3)) of a method's pictures, a few at a time."""
-    from PIL import Image
+Subjects = Callable[[str], "Iterator[tuple[list[AskedPrompt], list[Subject | None]]]"]
 
+
+def subjects_of(media: MediaSet, spec: ScoreSpec, size: int) -> tuple[Subjects, tuple[str, ...]]:
+    """What is judged, a few at a time, method by method, and the methods; None for a picture that is not there."""
     from thinkdiff.storage.media_files import iterate
+    from thinkdiff.storage.score_tables import read_prompts
 
-    names: list[str] = []
-    pictures: list[Any] = []
-    for name, data in iterate(media, method):
-        names.append(name)
-        pictures.append(np.asarray(Image.open(io.BytesIO(data), formats=["PNG"]).convert("RGB")))
-        if len(names) == size:
-            yield names, np.stack(pictures)
-            names, pictures = [], []
-    if names:
-        yield names, np.stack(pictures)
+    asked = {prompt.name: prompt for prompt in read_prompts(media)}
+
+    def pictures(method: str) -> Iterator[tuple[list[AskedPrompt], list[Subject | None]]]:
+        left = dict(asked)
+        shown = ((left.pop(name), data) for name, data in iterate(media, method))
+        for batch in batched(shown, size):
+            yield [prompt for prompt, _ in batch], [data for _, data in batch]
+        for batch in batched(left.values(), size):
+            yield batch, [None] * len(batch)
+
+    def texts(_: str) -> Iterator[tuple[list[AskedPrompt], list[Subject | None]]]:
+        for batch in batched(asked.values(), size):
+            yield batch, [prompt.answer or None for prompt in batch]
+
+    return (texts, (WORDS,)) if spec.mode == "text" else (pictures, tuple(media.stats["methods"]))
+
+
+def batched(found: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of so many, the last one shorter."""
+    left = iter(found)
+    while batch := list(islice(left, size)):
+        yield batch
+
+
+def verdicts_of(
+    work: Work, spec: ScoreSpec, judge: Any, methods: Sequence[str], subjects: Subjects, advance: Callable[[int], None]
+) -> list[Verdict]:
+    """What one judge says to all that is judged."""
+    from thinkdiff.tasks.judge import Seen, Wanted
+    from thinkdiff.tasks.judges import open_judge
+
+    found: list[Verdict] = []
+    with open_judge(judge, spec.families, work.run, work.log) as opened:
+        for method in methods:
+            for prompts, shown in subjects(method):
+                work.lease.check()
+                there = [
+                    (subject, prompt) for subject, prompt in zip(shown, prompts, strict=True) if subject is not None
+                ]
+                wanted = [Wanted(prompt.family, prompt.target_value, prompt.target_thing) for _, prompt in there]
+                seen = opened.see([subject for subject, _ in there], wanted) if there else []
+                found += [verdict(method, prompt, one) for (_, prompt), one in zip(there, seen, strict=True)]
+                missing = [prompt for subject, prompt in zip(shown, prompts, strict=True) if subject is None]
+                found += [verdict(method, prompt, Seen("", "")) for prompt in missing]
+                advance(len(prompts))
+    return found
+
+
+def verdict(method: str, prompt: AskedPrompt, seen: Seen) -> Verdict:
+    """What was seen beside what was wanted."""
+    from thinkdiff.storage.score_tables import Verdict
+
+    right_value, right_thing = same_word(seen.value, prompt.target_value), same_word(seen.thing, prompt.target_thing)
+    return Verdict(
+        method, prompt.name, prompt.task, prompt.family, prompt.shots, prompt.held_out, prompt.target_value,
+        prompt.target_thing, seen.value, seen.thing, right_value, right_thing, right_value and right_thing,
+        seen.similarity,
+    )  # fmt: skip
+
+
+def headline(methods: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Method -> shots -> accuracy."""
+    return {m: {shots: cells["mean"]["accuracy"] for shots, cells in by.items()} for m, by in methods.items()}
+
+
+def agreement(first: Sequence[Verdict], second: Sequence[Verdict]) -> dict[str, Any]:
+    """How two judges agree on which pictures are right: share, Cohen's kappa, and shares of equal words."""
+    other = {(v.method, v.name): v for v in second}
+    pairs = [(v, other[v.method, v.name]) for v in first]
+    total = len(pairs)
+    if not total:
+        return {"pictures": 0}
+
+    def share(same: Callable[[Verdict, Verdict], bool]) -> float:
+        return sum(same(a, b) for a, b in pairs) / total
+
+    same, one, two = share(lambda a, b: a.right == b.right), share(lambda a, b: a.right), share(lambda a, b: b.right)
+    chance = one * two + (1 - one) * (1 - two)
+    return {
+        "pictures": total, "right": round(same, 6),
+        "kappa": round((same - chance) / (1 - chance), 6) if chance < 1 else None,
+        "thing": round(share(lambda a, b: same_word(a.thing, b.thing)), 6),
+        "value": round(share(lambda a, b: same_word(a.value, b.value)), 6),
+    }  # fmt: skip
 
 
 def count(verdicts: Sequence[Verdict], confidence: float) -> dict[str, Any]:

@@ -14,6 +14,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from thinkdiff.schemas.errors import EngineError, InputError, ThinkDiffError
 from thinkdiff.tasks.qwen_chat import (
     Generation,
@@ -24,6 +26,7 @@ from thinkdiff.tasks.qwen_chat import (
     end_ids,
     first_end,
     images_of,
+    llava_ids,
     shape_of,
 )
 from thinkdiff.tasks.qwen_engine import EngineOptions, prepare_torchvision, to_numpy
@@ -71,6 +74,8 @@ class VllmEngine:
     def arguments(self, on_cpu: bool) -> dict[str, Any]:
         """Keyword arguments of the `vllm.LLM` that generates."""
         worker = "FeatureCPUWorker" if on_cpu else "FeatureGPUWorker"
+        if not self.options.features:
+            return llm_arguments(self.options, self.config, on_cpu, {})
         tap = {
             "worker_cls": f"thinkdiff.tasks.feature_tap.{worker}",
             "additional_config": {"features": {"max_tokens": self.options.sampling.max_tokens}},
@@ -80,6 +85,8 @@ class VllmEngine:
     @functools.lru_cache(maxsize=4096)  # noqa: B019 - the engine lives as long as the process
     def prompt_ids(self, content: tuple[str | None, ...]) -> list[int]:
         """Token ids of the chat with one placeholder for each picture (None). Not to be changed."""
+        if self.options.conversation == "llava-1.5":
+            return llava_ids(self.tokenizer, content, self.config.image_token_index)
         return chat_ids(self.tokenizer, content, add_vision_id=self.options.add_vision_id)
 
     def prompt(self, request: Request, answer: Sequence[int] = ()) -> Any:
@@ -95,7 +102,9 @@ class VllmEngine:
             n=1, temperature=wanted.temperature, top_p=wanted.top_p, seed=request.seed,
             max_tokens=wanted.max_tokens, min_tokens=wanted.max_tokens if wanted.end_policy == "forced" else 0,
             ignore_eos=wanted.end_policy != "stop", detokenize=False,
-            extra_args={"feature_key": request.key, "feature_kinds": sorted(self.options.features)},
+            extra_args={"feature_key": request.key, "feature_kinds": sorted(self.options.features)}
+            if self.options.features
+            else None,
         )  # fmt: skip
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Generation]:
@@ -124,6 +133,8 @@ class VllmEngine:
 
     def rows(self, requests: Sequence[Request], outputs: Sequence[Any]) -> dict[str, Rows]:
         """The generated tokens' states and, if asked for, the prompt's, by key. They are forgotten."""
+        if not self.options.features:
+            return dict.fromkeys((request.key for request in requests), (None, None))
         (rows,) = self.llm.collective_rpc("take_features", args=([request.key for request in requests],))
         return rows
 
@@ -144,11 +155,12 @@ class VllmEngine:
         if "input" in self.options.features:
             assert len(inputs) == len(prompt_ids), request.key
         text = answer_text(self.tokenizer, ids, end)
+        rows_ND = np.zeros((0, self.hidden_size), np.float32) if features is None else to_numpy(features)
         inputs = None if inputs is None else to_numpy(inputs)
-        return Generation(request.key, ids, text, to_numpy(features), prompt_ids, inputs, end)
+        return Generation(request.key, ids, text, rows_ND, prompt_ids, inputs, end)
 
     def statistics(self) -> dict[str, float]:
-        (counted,) = self.llm.collective_rpc("feature_statistics")
+        (counted,) = self.llm.collective_rpc("feature_statistics") if self.options.features else ({},)
         return {**counted, **self.process_statistics()}
 
     def process_statistics(self) -> dict[str, float]:
@@ -204,6 +216,6 @@ def register_models(config: Any) -> None:
     """Hand vLLM the model classes. It would inspect them in a further process, where torchvision may not import."""
     from vllm.model_executor.models.registry import ModelRegistry
 
-    for name in [*(config.architectures or []), "Qwen2ForCausalLM"]:
+    for name in [*(config.architectures or []), "Qwen2ForCausalLM", "LlamaForCausalLM"]:
         if name in ModelRegistry.models:
             ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())

@@ -21,7 +21,7 @@ from thinkdiff.schemas.cobsat import CobsatPrompts, Family
 from thinkdiff.schemas.features import STATISTICS, FeatureSet, FeatureSpec
 from thinkdiff.schemas.images import ImageSet
 from thinkdiff.schemas.media import MediaSet, MediaSpec
-from thinkdiff.schemas.scores import Scorecard, ScoreSpec
+from thinkdiff.schemas.scores import ClassifierJudge, Scorecard, ScoreSpec
 from thinkdiff.storage.caption_sample import SampledCaption
 from thinkdiff.storage.feature_store import FeatureRow, FeatureWriter
 from thinkdiff.storage.image_parts import ImageParts, Spool
@@ -146,7 +146,7 @@ def make_scores(root: Path, number: int, media: MediaSet, odds: dict[str, float]
         verdicts.append(
             Verdict(
                 method, p.name, p.task, p.family, p.shots, p.held_out, p.target_value, p.target_thing,
-                value, p.target_thing, right, True, right,
+                value, p.target_thing, right, True, right, 0.0,
             )
         )  # fmt: skip
     found = {m: count([v for v in verdicts if v.method == m], 0.95) for m in media.stats["methods"]}
@@ -156,7 +156,7 @@ def make_scores(root: Path, number: int, media: MediaSet, odds: dict[str, float]
         folder.write("scores.json", json.dumps({"confidence": 0.95, "methods": found}).encode()),
     ]
     headline = {m: {s: by[s]["mean"]["accuracy"] for s in by} for m, by in found.items()}
-    spec = ScoreSpec(judge=Model(name="some/judge")).model_dump(mode="json")
+    spec = ScoreSpec(judge=ClassifierJudge(model=Model(name="some/judge"))).model_dump(mode="json")
     return artifact(Scorecard, root, "score_cobsat", number, files, spec, {"media": media}, stats={"scores": headline})
 
 

@@ -16,12 +16,13 @@ from tiny_models import random_image
 from thinkdiff.schemas.artifact import Execution, Model
 from thinkdiff.schemas.errors import StoreError
 from thinkdiff.schemas.media import MediaSet
-from thinkdiff.schemas.scores import Scorecard, ScoreSpec
+from thinkdiff.schemas.scores import ClassifierJudge, Scorecard, ScoreSpec
 from thinkdiff.storage.media_files import MediaWriter
 from thinkdiff.storage.root import Folder
 from thinkdiff.storage.score_tables import PROMPTS, AskedPrompt, Verdict, read_verdicts, write_rows
-from thinkdiff.tasks.judge import Judge
-from thinkdiff.tasks.score_cobsat import count, score_cobsat, wilson
+from thinkdiff.tasks.judge import Wanted
+from thinkdiff.tasks.judge_classifier import ClassifyingJudge
+from thinkdiff.tasks.score_cobsat import agreement, count, score_cobsat, wilson
 from thinkdiff.tasks.step import Work
 
 LABELS = ("object/car", "object/hat", "color/none", "color/red", "color/blue", "style/old", "style/wireframe")
@@ -51,7 +52,9 @@ def test_wilson_interval_of_nothing_is_everything_and_grows_with_confidence():
 
 
 def verdict(task: str, shots: int, thing: bool, value: bool, held_out: bool = False) -> Verdict:
-    return Verdict("aligned", "n", task, "color", shots, held_out, "red", "car", "", "", value, thing, thing and value)
+    return Verdict(
+        "aligned", "n", task, "color", shots, held_out, "red", "car", "", "", value, thing, thing and value, 0.0
+    )
 
 
 def test_headline_is_the_plain_mean_of_the_tasks():
@@ -80,8 +83,8 @@ def png(picture: np.ndarray) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def judge(tmp_path_factory) -> Judge:
-    return Judge(str(make_tiny_judge(tmp_path_factory.mktemp("models") / "judge", LABELS)))
+def judge(tmp_path_factory) -> ClassifyingJudge:
+    return ClassifyingJudge(str(make_tiny_judge(tmp_path_factory.mktemp("models") / "judge", LABELS)))
 
 
 @pytest.fixture
@@ -102,7 +105,9 @@ def media(tmp_path) -> MediaSet:
             files += writer.commit(method, part, pictures)
     files.append(write_rows(folder, PROMPTS, AskedPrompt, prompts))
     made = artifact_of(MediaSet, folder, files, "generate_media")
-    return made.model_copy(update={"counts": {"pictures": 40}, "stats": {"methods": ["aligned", "true_caption"]}})
+    return made.model_copy(
+        update={"counts": {"prompts": 20, "pictures": 40}, "stats": {"methods": ["aligned", "true_caption"]}}
+    )
 
 
 class Meter:
@@ -114,15 +119,15 @@ class Meter:
     def advance(self, count: int = 1) -> None: ...
 
 
-def work(tmp_path, judge: Judge, batch: int = 7) -> Work:
+def work(tmp_path, judge: ClassifyingJudge, batch: int = 7) -> Work:
     run = Execution(device="cpu", threads=1, batch=batch)
-    found = Work(Folder.at(str(tmp_path / "scores")), run, SimpleNamespace(), logging.getLogger("test"))  # pyright: ignore[reportArgumentType]
+    found = Work(Folder.at(str(tmp_path / "scores")), run, SimpleNamespace(check=bool), logging.getLogger("test"))  # pyright: ignore[reportArgumentType]
     object.__setattr__(found, "progress", lambda total, unit: Meter())
     return found
 
 
-def judge_spec(judge: Judge) -> ScoreSpec:
-    return ScoreSpec(judge=Model(name=judge.model.config._name_or_path))
+def judge_spec(judge: ClassifyingJudge) -> ScoreSpec:
+    return ScoreSpec(judge=ClassifierJudge(model=Model(name=judge.model.config._name_or_path)))
 
 
 def test_every_picture_is_judged_once_and_right_only_when_both_words_are(tmp_path, media, judge):
@@ -134,7 +139,8 @@ def test_every_picture_is_judged_once_and_right_only_when_both_words_are(tmp_pat
     ]
     for v in verdicts:
         number = int(v.name[2:]) + (100 if v.method == "true_caption" else 0)
-        ((thing, value),) = judge.verdicts(random_image(number)[None], [v.family])
+        (seen,) = judge.see([png(random_image(number))], [Wanted(v.family, "", "")])
+        value, thing = seen.value, seen.thing
         assert (v.thing, v.value) == (thing, value)
         assert v.right_thing == (thing == v.target_thing)
         assert v.right_value == (value == {"3d": "wireframe"}.get(v.target_value, v.target_value))
@@ -164,3 +170,36 @@ def test_altered_picture_is_refused_before_it_is_judged(tmp_path, media, judge):
     Folder(media.uri).write(tar, data)
     with pytest.raises(StoreError, match="found other bytes than recorded"):
         score_cobsat.body(work(tmp_path, judge), judge_spec(judge), media)
+
+
+def test_missing_picture_is_wrong_and_counted(tmp_path, media, judge):
+    part = next(entry.path for entry in media.files if entry.path == "aligned/00001.tar")
+    kept = tuple(entry for entry in media.files if not entry.path.startswith(part.removesuffix(".tar")))
+    made = score_cobsat.body(work(tmp_path, judge), judge_spec(judge), media.model_copy(update={"files": kept}))
+    verdicts = read_verdicts(artifact_of(Scorecard, Folder.at(str(tmp_path / "scores")), made.files, "score_cobsat"))
+    missing = [v for v in verdicts if v.method == "aligned" and int(v.name[2:]) >= 10]
+    assert len(verdicts) == 40
+    assert len(missing) == 10
+    assert not any(v.thing or v.value or v.right for v in missing)
+    assert made.stats["no_answer"] == 10
+
+
+def test_agreement_of_two_judges_is_counted_by_hand():
+    def verdicts(*right: bool) -> list[Verdict]:
+        return [verdict("Color-I", 2, one, True)._replace(name=str(i)) for i, one in enumerate(right)]
+
+    yes, no = True, False
+    found = agreement(verdicts(yes, yes, yes, no, no, no, no, no), verdicts(yes, yes, no, yes, no, no, no, no))
+    # 6 of 8 agree; 3/8 are right by each, so by chance (9 + 25) / 64 would; kappa (3/4 - 17/32) / (15/32) = 7/15
+    assert found["right"] == 0.75
+    assert found["kappa"] == pytest.approx(7 / 15, abs=1e-6)
+    assert agreement([], []) == {"pictures": 0}
+
+
+def test_second_judge_is_asked_of_the_same_pictures(tmp_path, media, judge):
+    spec = judge_spec(judge).but(second=judge_spec(judge).judge)
+    made = score_cobsat.body(work(tmp_path, judge), spec, media)
+    assert made.stats["agreement"] == {"pictures": 40, "right": 1.0, "kappa": 1.0, "thing": 1.0, "value": 1.0}
+    assert made.stats["second_scores"] == made.stats["scores"]
+    entries = {entry.path: entry.sha256 for entry in made.files}
+    assert entries["second_verdicts.parquet"] == entries["verdicts.parquet"]

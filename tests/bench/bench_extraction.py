@@ -113,7 +113,7 @@ def pairs(model: str, sampling: Sampling, args: argparse.Namespace) -> dict[str,
     whole = {"max_num_batched_tokens": 1 << 16}  # prompts in pieces with seeds stop plain vLLM 0.32 on a CPU
     options = EngineOptions(
         model, None, args.dtype, sampling, False, frozenset({"generated"}), 1, args.device, 256, 512, None, False,
-        False, whole,
+        False, "template", whole,
     )  # fmt: skip
     ours = VllmEngine(options)
     from vllm import LLM
