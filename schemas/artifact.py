@@ -33,20 +33,20 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Frozen(BaseModel):
-    """Immutable, closed to unknown keys, with no NaN or infinity."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Spec(Frozen):
-    """The identity of a stage's result. Subclasses name their stage and the version of its code.
+    """Immutable, closed to unknown keys, with no NaN or infinity.
 
     `later` names fields that came after results were made, with the value these have: at it, the fingerprint is theirs.
     """
 
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    later: ClassVar[Mapping[str, Any]] = {}
+
+
+class Spec(Frozen):
+    """The identity of a stage's result. Subclasses name their stage and the version of its code."""
+
     stage: ClassVar[Stage]
     version: ClassVar[int] = 1
-    later: ClassVar[Mapping[str, Any]] = {}
 
     def but(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again (`model_copy` does not validate).
@@ -238,7 +238,8 @@ def canonical(value: Any) -> Any:
     Raises TypeError for what has no such form; nothing falls back to `str`.
     """
     if isinstance(value, BaseModel):
-        return canonical({name: getattr(value, name) for name in type(value).model_fields})
+        fields, later = {name: getattr(value, name) for name in type(value).model_fields}, getattr(value, "later", {})
+        return canonical({name: told for name, told in fields.items() if name not in later or told != later[name]})
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
@@ -266,9 +267,7 @@ def sha256_json(value: Any) -> str:
 def fingerprint(spec: Spec, parents: Mapping[str, Artifact]) -> str:
     """The identity of a result: stage, version of its code, spec and the parents' content digests. 32 hex digits."""
     digests = {role: parent.digest for role, parent in parents.items()}
-    values = {name: getattr(spec, name) for name in type(spec).model_fields}
-    told = {name: value for name, value in values.items() if name not in spec.later or value != spec.later[name]}
-    return sha256_json([spec.stage, spec.version, told, digests])[:32]
+    return sha256_json([spec.stage, spec.version, spec, digests])[:32]
 
 
 def content_digest(files: tuple[FileEntry, ...]) -> str:

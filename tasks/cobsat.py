@@ -1,23 +1,26 @@
-"""The CoBSAT benchmark as data and rules: its words, its draw of prompts, what is asked and what is right.
+"""The CoBSAT benchmark as data and rules: its words, its draws of prompts, what is shown and what is right.
 
-In: a CobsatPrompts spec. Out: `Prompt` values, the interleaved user content of a prompt, picture paths
-relative to the data set's folder, true captions, and the answer rule. Reads no file and runs no model.
+In: a CobsatPrompts spec. Out: `Prompt` values, ThinkDiff's wording of them, picture paths relative to the data set's
+folder, true captions, and the answer rule. Other prompt types are in `cobsat_prompts`. Reads no file, runs no model.
 
-Source: CoBSAT (Zeng et al. 2024), `configs.py`, `load_datasets/gen_prompts.py` and `helper.py` of its public
-code, as facts; the wording of a prompt is ThinkDiff's (Appendix B and the authors' multi-image script).
+Source: CoBSAT (Zeng et al. 2024), `configs.py`, `load_datasets/gen_prompts.py`, `load_dataset.py` and `helper.py` of
+its public code, as facts.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice, permutations, product
 from typing import Literal, NamedTuple
 
 from thinkdiff.schemas.cobsat import CobsatPrompts, Family
 
 Version = Literal["I", "II"]
 VERSIONS: tuple[Version, ...] = ("I", "II")
+
+FT_TEST = 250  # prompts of a task in the split ft_test
 
 # Words that a reader sees in another form than files and labels have; the benchmark maps them both ways.
 DISPLAY = {"3d": "wireframe", "park": "amusement park"}
@@ -84,6 +87,9 @@ class ImageRef:
         return image_path(self.family, self.value, self.thing)
 
 
+Content = list[str | ImageRef]
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One in-context question: the demos share a latent word; the query asks for it with another word."""
@@ -99,6 +105,30 @@ class Prompt:
     target_value: str
     target_thing: str
     held_out: bool  # the target pair is one that no model has been trained on
+    decoys: tuple[str, ...] = ()  # for each word one of the latent kind that misleads, as shown; ft_train has none
+
+    @property
+    def sample(self) -> str:
+        """The name that the benchmark gives to a sample of a task, e.g. 0_car_blue_brown_orange."""
+        return self.name.rsplit("/", 1)[1]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words that are written: those of the demos, and the query."""
+        return (*(demo.word for demo in self.demos), self.query)
+
+    @property
+    def latent(self) -> str:
+        """The latent word, as shown."""
+        return display(self.target_thing if self.version == "I" else self.target_value)
+
+
+class Choice(NamedTuple):
+    """A prompt as indices: into the written words, the last for the query, and into the latent words."""
+
+    written: tuple[int, ...]
+    latent: int
+    decoys: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -145,33 +175,44 @@ def draws(x_words: int, theta_words: int, seed: int, count: int) -> Iterator[tup
         yield list(x), list(theta)
 
 
+def choices(spec: CobsatPrompts, task: Task, shots: int) -> Iterator[Choice]:
+    """The prompts of a task in the spec's split.
+
+    default: demos are x[0..shots-1], the query is x[shots], the latent word is theta[shots+1], and what misleads in
+    place i is theta[i], so that it is never the latent word. ft_test: the same on the latter half of each list, 250
+    times; the index of theta is taken modulo the half's length, so that at four shots one decoy is the latent word.
+    ft_train: all permutations of shots+1 of the former half's words, in lexicographic order, each with every latent
+    word of the half. Order and numbers of ft_train are the benchmark's; it saves no sample of it under a name.
+    """
+    x_words, theta_words = map(len, task.words)
+    if spec.split == "ft_train":
+        every = product(permutations(range(x_words // 2), shots + 1), range(theta_words // 2))
+        yield from (Choice(x, theta, ()) for x, theta in islice(every, spec.per_task))
+        return
+    half = spec.split == "ft_test"
+    first_x, first_theta = (x_words // 2, theta_words // 2) if half else (0, 0)
+    count = min(spec.per_task, FT_TEST) if half else spec.per_task
+    for x, theta in draws(x_words - first_x, theta_words - first_theta, spec.seed, count):
+        thetas = [first_theta + theta[i % len(theta)] for i in range(shots + 2)]
+        yield Choice(tuple(first_x + i for i in x[: shots + 1]), thetas[-1], tuple(thetas[:-1]))
+
+
 def prompts(spec: CobsatPrompts) -> list[Prompt]:
     """All prompts of a spec: by task, then by number of shots, then by index."""
     held_out = frozenset(spec.held_out)
-    found = []
-    for task in tasks(spec):
-        x_words, theta_words = task.words
-        drawn = list(draws(len(x_words), len(theta_words), spec.seed, spec.per_task))
-        for shots in spec.shots:
-            found += [_prompt(task, shots, i, x, theta, held_out) for i, (x, theta) in enumerate(drawn)]
-    return found
+    return [
+        _prompt(task, shots, index, choice, held_out)
+        for task in tasks(spec)
+        for shots in spec.shots
+        for index, choice in enumerate(choices(spec, task, shots))
+    ]
 
 
 def _prompt(
-    task: Task,
-    shots: int,
-    index: int,
-    x: list[int],
-    theta: list[int],
-    held_out: frozenset[tuple[str, str, str]],
-) -> Prompt:
-    """The benchmark's rule: demos are x[0..shots-1], the query is x[shots], the latent is theta[shots+1].
-
-    The index of theta is taken modulo the list's length: the benchmark does so for its shorter lists.
-    """
+    task: Task, shots: int, index: int, choice: Choice, held_out: frozenset[tuple[str, str, str]]
+) -> Prompt:  # fmt: skip
     x_words, theta_words = task.words
-    latent = theta_words[theta[(shots + 1) % len(theta)]]
-    written = [x_words[i] for i in x[: shots + 1]]
+    latent, written = theta_words[choice.latent], [x_words[i] for i in choice.written]
     pairs = [(word, latent) if task.version == "I" else (latent, word) for word in written]
     target_value, target_thing = pairs[-1]
     shown = [display(word) for word in written]
@@ -187,6 +228,7 @@ def _prompt(
         target_value=target_value,
         target_thing=target_thing,
         held_out=(task.family.name, target_value, target_thing) in held_out,
+        decoys=tuple(display(theta_words[i]) for i in choice.decoys),
     )
 
 
@@ -210,22 +252,24 @@ def pictures(spec: CobsatPrompts) -> list[ImageRef]:
     ]
 
 
-def interleaved(spec: CobsatPrompts, prompt: Prompt) -> list[str | ImageRef]:
-    """The user's turn in ThinkDiff's wording: instruction, `Word i: <word>, ` and picture each, the query.
+def interleaved(spec: CobsatPrompts, prompt: Prompt) -> Content:
+    """The user's turn in ThinkDiff's wording: instruction, `Word i: <word>, ` and picture each, the query."""
+    return framed(spec.instruction, prompt, prompt.words)
+
+
+def framed(instruction: str, prompt: Prompt, words: Sequence[str]) -> Content:
+    """ThinkDiff's frame around some words and the prompt's pictures (Appendix B, the authors' multi-image script).
 
     Texts are to be joined as they stand: blank lines are part of them.
     """
-    content: list[str | ImageRef] = [spec.instruction + "\n\n"]
-    for i, demo in enumerate(prompt.demos, start=1):
-        content.append(f"{_gap(i)}Word {i}: {demo.word}, ")
-        content.append(ImageRef(prompt.family, demo.value, demo.thing))
-    last = len(prompt.demos) + 1
-    content.append(f"{_gap(last)}Word {last}: {prompt.query}, ")
-    return content
-
-
-def _gap(number: int) -> str:
-    return "" if number == 1 else "\n\n"
+    found: Content = [instruction + "\n\n"]
+    for number, word in enumerate(words, start=1):
+        gap = "" if number == 1 else "\n\n"
+        found.append(f"{gap}Word {number}: {word}, ")
+        if number <= len(prompt.demos):
+            demo = prompt.demos[number - 1]
+            found.append(ImageRef(prompt.family, demo.value, demo.thing))
+    return found
 
 
 def true_caption(spec: CobsatPrompts, prompt: Prompt) -> str:

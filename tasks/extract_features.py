@@ -65,6 +65,7 @@ def extract_features(work: Work, spec: FeatureSpec, images: ImageSet | None) -> 
             "tokens_per_row": tokens / plan.rows,
             "characters_per_row": characters / plan.rows,
             "run": figures,
+            **({"images_digest": plan.images_digest} if plan.images_digest else {}),
         },
         note=f"kept {len(kept)} shards of an earlier run" if kept else "",
         page=markdown(found, reader.rows(range(min(SHOWN, len(reader))), inputs=False)),

@@ -22,11 +22,12 @@ from thinkdiff.schemas.features import FeatureSpec, PictureTokens
 from thinkdiff.tasks.ahead import ahead
 from thinkdiff.tasks.engines import borrowed_engine
 from thinkdiff.tasks.extraction_meter import Meter
-from thinkdiff.tasks.feature_questions import Pictures, Question, keyed_number, questions_at
+from thinkdiff.tasks.feature_questions import Pictures, Question, keyed_number, questions_at, second_question
 
 if TYPE_CHECKING:
     from thinkdiff.storage.feature_store import EncodedShard, FeatureRow, FeatureWriter
     from thinkdiff.storage.root import Folder
+    from thinkdiff.tasks.engines import Engine
     from thinkdiff.tasks.feature_questions import Place
     from thinkdiff.tasks.qwen_chat import Generation, Request
 
@@ -97,13 +98,15 @@ def answered(
     work: Extraction, shards: Sequence[int], places: Sequence[Place], meter: Meter
 ) -> Generator[tuple[int, list[FeatureRow]]]:
     """Runs an engine over the shards, in order; questions and pictures are read ahead of it."""
-    benchmark = isinstance(work.spec.prompts, CobsatPrompts)
+    prompts = work.spec.prompts
+    benchmark = isinstance(prompts, CobsatPrompts)
+    thought = benchmark and prompts.prompt_type == "cot"
     asked = deque[list[Question]]()
 
     def requests() -> Generator[list[Request]]:
         for batch in questions_at(work.spec, work.pictures, places):
             asked.append(batch)
-            yield requests_of(work, batch)
+            yield requests_of(work, batch, "analysis" if thought else "sampling")
 
     with (
         borrowed_engine(
@@ -112,21 +115,34 @@ def answered(
         closing(ahead(requests())) as batches,
     ):
         meter.start(engine.statistics())
-        for shard, made in zip(shards, engine.stream(batches), strict=True):
+        answers = thought_out(work, engine, batches, asked) if thought else engine.stream(batches)
+        for shard, made in zip(shards, answers, strict=True):
             meter.count(made)
             yield shard, [feature_row(work.spec, q, g) for q, g in zip(asked.popleft(), made, strict=True)]
         meter.stop(engine.statistics())
 
 
-def requests_of(work: Extraction, questions: Sequence[Question]) -> list[Request]:
-    """Some questions with their pictures."""
+def thought_out(
+    work: Extraction, engine: Engine, batches: Iterator[list[Request]], asked: deque[list[Question]]
+) -> Iterator[list[Generation]]:
+    """The answers of a chain of thought, batch by batch: those to second questions, which take the firsts' place."""
+    prompts = work.spec.prompts
+    assert isinstance(prompts, CobsatPrompts)
+    for batch in batches:
+        (analyses,) = engine.stream([batch])
+        asked[0] = [second_question(prompts, q, a.text) for q, a in zip(asked[0], analyses, strict=True)]
+        yield from engine.stream([requests_of(work, asked[0])])
+
+
+def requests_of(work: Extraction, questions: Sequence[Question], use: str = "sampling") -> list[Request]:
+    """Some questions with their pictures; `use` keeps the draws of two questions of one key apart."""
     from thinkdiff.tasks.qwen_chat import Request
 
     return [
         Request(
             key=question.key,
             content=tuple(part if isinstance(part, str) else pictures[part] for part in question.parts),
-            seed=keyed_number(work.spec.seed, question.key, "sampling"),
+            seed=keyed_number(work.spec.seed, question.key, use),
         )
         for question, pictures in zip(questions, work.pictures.of(questions), strict=True)
     ]

@@ -187,23 +187,27 @@ def read_examples(
 ) -> Iterator[Example]:
     """The chosen prompts with their demonstrations, drawn pictures, verdicts and texts."""
     from thinkdiff.storage.media_files import MediaReader
-    from thinkdiff.storage.root import locate
     from thinkdiff.storage.score_tables import read_prompts, read_verdicts
     from thinkdiff.tasks.cobsat import display, image_path, prompts
+    from thinkdiff.tasks.cobsat_data import find_data
     from thinkdiff.tasks.report_examples import Answer, Example, choose
 
-    parent_folder, name = locate(work.run.data_root, asked.images)
-    folder, reader = parent_folder / name, MediaReader(media)
+    reader = MediaReader(media)
     answers = {row.name: row.answer for row in read_prompts(media)}
     verdicts = {(row.method, row.name): row for row in read_verdicts(scores)}
     methods = [str(method) for method in media.stats["methods"]]
 
+    try:
+        files = find_data(work.run.data_root, asked.images, asked)
+    except InputError as error:
+        work.log.warning("render_report: %s", error)
+        files = None
+
     def demonstration(path: str) -> bytes | None:
-        try:
-            return folder.read(path)
-        except FileNotFoundError:
-            work.log.warning("render_report: found no %s in %s; its place stays empty.", path, folder.uri)
-            return None
+        found = files.read([path]) if files else {}
+        if path not in found:
+            work.log.warning("render_report: found no %s in %s; its place stays empty.", path, asked.images)
+        return found.get(path)
 
     for prompt in choose(prompts(asked), count):
         seen = [verdicts[method, prompt.name] for method in methods]
