@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from thinkdiff.schemas.artifact import STAGES, Artifact, Execution
+from thinkdiff.schemas.cobsat import CobsatPrompts
 from thinkdiff.schemas.errors import SpecError, ThinkDiffError
 
 app = typer.Typer(
@@ -85,15 +86,20 @@ def run(
 
 
 def run_flow(**parameters: Any) -> dict[str, Any]:
-    """Calls the flow with Prefect's settings in place and its tracebacks of known errors left out."""
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
+    """Calls the flow of the pipeline."""
+    prepare_prefect()
     from thinkdiff.flows.thinkdiff_flow import thinkdiff
 
-    for name in ("task_runs", "flow_runs", "task_engine", "flow_engine", "engine"):
-        logging.getLogger(f"prefect.{name}").addFilter(Quiet())
     result: Any = thinkdiff(**parameters)
     return result
+
+
+def prepare_prefect() -> None:
+    """Puts Prefect's settings in place, and leaves its tracebacks of known errors out; before a flow is imported."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    for name in ("task_runs", "flow_runs", "task_engine", "flow_engine", "engine"):
+        logging.getLogger(f"prefect.{name}").addFilter(Quiet())
 
 
 def known_stage(name: str) -> None:
@@ -247,6 +253,80 @@ def import_aligner(
 
     config = convert(source, target, license)
     typer.echo(f"aligner {config.in_features} -> {config.hidden} -> {config.out_features}: {target}")
+
+
+@app.command("verify-cobsat")
+def verify_cobsat(
+    path: Annotated[str, typer.Argument(help="the data set: a folder, a .zip, or either in a bucket")],
+    recipe: Annotated[str, typer.Option(help="whose benchmark")] = "lvlm-paper",
+    as_json: AsJson = False,
+) -> None:
+    """Reads and decodes every picture of the benchmark's data set; prints its digest."""
+    from thinkdiff.tasks.cobsat_data import verify
+
+    found = verify(path, benchmark_of(recipe))
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    for name, value in found.items():
+        typer.echo(f"{name}: {value}")
+
+
+def benchmark_of(recipe: str) -> CobsatPrompts:
+    """The benchmark of a recipe. Raises SpecError when it has none."""
+    from thinkdiff.flows.recipes import recipe as named
+
+    queries = named(recipe).queries
+    if queries is None or not isinstance(queries.prompts, CobsatPrompts):
+        raise SpecError(f"recipe: found {recipe!r}, which has no benchmark, expected one that has. Take lvlm-paper.")
+    return queries.prompts
+
+
+@app.command("export-cobsat")
+def export_cobsat(
+    media: Annotated[str, typer.Argument(help="start of the fingerprint of generated pictures")],
+    target: Annotated[str, typer.Argument(help="folder or s3://bucket/prefix to write `results` into")],
+    name: Annotated[str | None, typer.Option(help="the model in the benchmark's folders; default thinkdiff")] = None,
+    root: Root = "runs",
+) -> None:
+    """Writes pictures, and what a judge said of them, as the benchmark's own scripts keep results."""
+    from thinkdiff.tasks.export_cobsat import export_cobsat as export
+
+    done = export(root, media, target, name)
+    typer.echo(
+        f"{done.written} samples written, {done.kept} there already, {done.missing} without a picture, "
+        f"{done.summaries} evaluations: {target}"
+    )
+
+
+@app.command("import-media")
+def import_media(
+    folder: Annotated[str, typer.Argument(help="folder or s3://bucket/prefix that holds `results/exps/<name>_image`")],
+    name: Annotated[str, typer.Option(help="the model in the benchmark's folders")],
+    root: Root = "runs",
+    recipe: Annotated[str, typer.Option(help="whose benchmark")] = "lvlm-paper",
+    shots: Annotated[list[int] | None, typer.Option(help="numbers of shots (repeatable); default the recipe's")] = None,
+    prompt_type: Annotated[str, typer.Option(help="as in the benchmark's folders")] = "default",
+    as_json: AsJson = False,
+) -> None:
+    """Takes pictures that another system made of the benchmark's prompts into the root, to be scored."""
+    from thinkdiff.schemas.artifact import validated
+    from thinkdiff.tasks.given_pictures import given_media
+
+    asked = benchmark_of(recipe)
+    changes = {"prompt_type": prompt_type, "shots": tuple(shots or asked.shots)}
+    where = folder if "://" in folder else str(Path(folder).absolute())
+    spec = given_media(where, name, validated(CobsatPrompts, asked.model_dump() | changes))
+    prepare_prefect()
+    from thinkdiff.flows.import_media_flow import import_given
+
+    result: Any = import_given(spec=spec, run=validated(Execution, {"root": root, "given": where}))
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    (line,) = result["stages"]
+    counts = ", ".join(f"{kind} {value}" for kind, value in result["counts"].items())
+    typer.echo(f"{line['state']:<10} {name:<18} {counts}  {line['uri']}")
 
 
 @app.command("build-mini")

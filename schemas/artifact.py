@@ -116,6 +116,7 @@ class Execution(Frozen):
 
     root: str = Field(default="runs", description="artifact root: a path or s3://bucket/prefix")
     data: str | None = Field(default=None, description="where relative collection URLs start; default ROOT/data")
+    given: str | None = Field(default=None, description="pictures of another system, for import_media: a path or URL")
     model_dirs: tuple[str, ...] = Field(default=(), description="folders searched for models before the hub")
     engine: Literal["vllm", "two-pass", "transformers"] = "vllm"
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from thinkdiff.schemas.artifact import Artifact, Model, Spec, Stage
+from thinkdiff.schemas.cobsat import CobsatPrompts
 
 Method = Literal["aligned", "text_bridge", "true_caption"]
 
@@ -35,3 +36,19 @@ class MediaSpec(Spec):
 
 class MediaSet(Artifact):
     """`<method>/*.tar` of PNG pictures named by prompt and `prompts.parquet` (what was asked and answered)."""
+
+
+MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+
+
+class GivenMedia(Spec):
+    """Pictures that another system made of the benchmark's prompts, beside MediaSpec: what they are, not where.
+
+    The MediaSet has one method, `name`, and may lack pictures: `prompts.parquet` holds every prompt, and
+    counts["missing"] says how many have no picture. The benchmark counts these as wrong.
+    """
+
+    stage: ClassVar[Stage] = "generate_media"
+    name: str = Field(pattern=MODEL_NAME, description="the model, as in the benchmark's folders of results")
+    prompts: CobsatPrompts = Field(description="what it was asked; `images` and `instruction` say nothing here")
+    digest: str = Field(pattern="^[0-9a-f]{64}$", description="over names, sizes and sha256 of its files")

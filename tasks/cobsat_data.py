@@ -123,6 +123,23 @@ def verified(spec: CobsatPrompts, run: Execution) -> tuple[PictureFiles, str]:
     return files, digest
 
 
+def verify(path: str, spec: CobsatPrompts) -> dict[str, str | int]:
+    """What is known of a data set whose pictures are whole: their number and digest, which others are there, and the
+    digest of the captions, or why they cannot be read. Raises InputError as `Findings.must_be_whole` does."""
+    files = find_data(".", path, spec)
+    findings = inspect(files, spec, Execution())
+    findings.must_be_whole()
+    try:
+        captions = read_captions(files, spec)[1]
+    except InputError as error:
+        captions = f"none ({error})"
+    extra = f"{len(findings.extra)} ({some(findings.extra)})" if findings.extra else 0
+    return {
+        "data set": files.uri, "pictures": len(findings.entries), "extra": extra, "images digest": findings.digest,
+        "captions digest": captions,
+    }  # fmt: skip
+
+
 def inspect(files: PictureFiles, spec: CobsatPrompts, run: Execution) -> Findings:
     """Reads and decodes every picture of the benchmark. Raises InputError for a damaged zip."""
     expected = [picture.path for picture in pictures(spec)]

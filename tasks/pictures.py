@@ -93,6 +93,26 @@ class PictureRefused(ValueError):
     """A picture that does not decode or is not wanted; the message is the reason."""
 
 
+def png_of(data: bytes) -> bytes:
+    """A picture that decodes (`prepare_image`), as PNG in RGB: no pixel is scaled or turned."""
+    from PIL import Image
+
+    sink = io.BytesIO()
+    with Image.open(io.BytesIO(data), formats=OPENED) as image:
+        rgb(image).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def jpeg_of(data: bytes, quality: int) -> bytes:
+    """A PNG of ours as JPEG, in full resolution of colour."""
+    from PIL import Image
+
+    sink = io.BytesIO()
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        image.convert("RGB").save(sink, "JPEG", quality=quality, subsampling=0)
+    return sink.getvalue()
+
+
 def check_header(image: Image.Image, demands: Demands) -> None:
     """Raises PictureRefused by what a picture's header says, before its pixels are decoded."""
     width, height = image.size

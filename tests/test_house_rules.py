@@ -29,6 +29,7 @@ VERBS = {
     "extract_features",
     "train_aligner",
     "generate_media",
+    "import_media",
     "score_cobsat",
     "render_report",
 }
@@ -274,7 +275,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("stem", ["thinkdiff_flow", "recipes", "cli"])
+@pytest.mark.parametrize("stem", ["thinkdiff_flow", "import_media_flow", "recipes", "cli"])
 def test_flows_import_without_heavy_libraries(stem: str) -> None:
     heavy = "{'torch', 'torchvision', 'vllm', 'diffusers', 'transformers', 'zarr', 'pyarrow', 'matplotlib'}"
     program = f"import sys, thinkdiff.flows.{stem}; print(*sorted({heavy} & sys.modules.keys()))"
