@@ -121,13 +121,21 @@ class Execution(Frozen):
     engine: Literal["vllm", "two-pass", "transformers"] = "vllm"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=0, ge=0, description="CPU threads of a model; 0 leaves it to the recipe")
-    batch: int = Field(default=64, ge=1, description="pictures generated or judged together")
+    batch: int = Field(default=64, ge=1, description="pictures, or frames of videos, generated together, or judged")
     max_num_seqs: int = Field(default=256, ge=1, description="requests the engine runs together")
     ranks: int = Field(default=0, ge=0, description="processes that train together; 0: one for each GPU, else one")
     micro_batch: int = Field(
         default=0, ge=0, description="samples of a process that are in memory together; 0: all of its share of a step"
     )
     compile: bool = Field(default=False, description="a training fuses its decoder's kernels; a minute at the start")
+    compile_decoder: bool = Field(
+        default=False, description="torch.compile of the diffusion model's repeated blocks; pays off on a GPU"
+    )
+    offload: Literal["none", "blocks", "layers"] = Field(
+        default="none",
+        description="keep the diffusion model's weights in main memory and bring them to the GPU by blocks, or by "
+        "layers, which needs the least of its memory",
+    )
     tracker: Literal["tensorboard", "wandb", "none"] = Field(
         default="tensorboard", description="where a training is drawn; wandb needs its extra"
     )

@@ -1,8 +1,19 @@
-"""Stage 5, generate media: benchmark answers as features or as text -> pictures."""
+"""Stage 5, generate media: benchmark answers as features or as text -> pictures or videos.
+
+What a decoder's own pipeline takes when it is not told (the defaults here are FLUX's):
+
+    family               steps  guidance_scale  height, width          rows of a prompt
+    FLUX                 28     3.5             multiples of 16        any number
+    Stable Diffusion 3   28     7               multiples of 16        256 at most
+    PixArt-alpha, Sigma  20     4.5             multiples of 16        120, 300 at most
+    DeepFloyd IF, I      100    7               64, 64                 77, padded
+    CogVideoX            50     6               480, 720; 49 frames    226, padded
+"""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,26 +27,51 @@ class MediaSpec(Spec):
     """How pictures are made from prompt embeddings.
 
     aligned: the VLM's features through the aligner; text_bridge: the VLM's *text* through the T5 encoder;
-    true_caption: the benchmark's own answer through the T5 encoder.
+    true_caption: the benchmark's own answer through the T5 encoder. A text is cut where the decoder's own pipeline
+    cuts it; aligned rows are never cut.
     """
 
     stage: ClassVar[Stage] = "generate_media"
-    decoder: Model = Field(description="a diffusers FluxPipeline")
+    later: ClassVar[Mapping[str, Any]] = {"padding": "empty", "frames": 49, "fps": 8}
+    decoder: Model = Field(
+        description="a diffusers FluxPipeline, StableDiffusion3Pipeline, PixArtAlphaPipeline, PixArtSigmaPipeline, "
+        "IFPipeline (stage I) or CogVideoXPipeline"
+    )
     transformer: Model | None = Field(default=None, description="another denoiser in the same pipeline")
     t5: Model = Field(description="the T5 encoder of the text methods")
     methods: tuple[Method, ...] = Field(default=("aligned", "text_bridge", "true_caption"), min_length=1)
-    keep_eos: bool = Field(default=False, description="let the end token's row be part of the prompt embeddings")
+    keep_eos: bool = Field(
+        default=False,
+        description="let the end token's row be part of the prompt embeddings; of texts that are padded it always is",
+    )
+    padding: Literal["empty", "zeros"] = Field(
+        default="empty",
+        description="behind aligned rows, where a decoder reads a fixed number: the empty text's rows of the same "
+        "places, or zeros",
+    )
     height: int = Field(default=512, ge=8)
     width: int = Field(default=512, ge=8)
     steps: int = Field(default=28, ge=1, description="denoising steps")
-    guidance_scale: float = Field(default=3.5, ge=0, description="distilled guidance; ignored by models without it")
-    true_cfg_scale: float = Field(default=1.0, ge=1, description="classifier-free guidance; 1 switches it off")
+    guidance_scale: float = Field(
+        default=3.5,
+        ge=0,
+        description="FLUX's distilled guidance, ignored by FLUX models without it; of all others classifier-free "
+        "guidance, which 1 switches off",
+    )
+    true_cfg_scale: float = Field(
+        default=1.0, ge=1, description="classifier-free guidance of FLUX alone; 1 switches it off"
+    )
+    frames: int = Field(default=49, ge=1, description="of a video; no picture depends on it")
+    fps: int = Field(default=8, ge=1, description="frames a second at which a video is shown")
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     seed: int = Field(default=42, ge=0, description="hashed with a prompt's name into the seed of its picture")
 
 
 class MediaSet(Artifact):
-    """`<method>/*.tar` of PNG pictures named by prompt and `prompts.parquet` (what was asked and answered)."""
+    """`<method>/*.tar` of PNG pictures named by prompt and `prompts.parquet` (what was asked and answered).
+
+    A video decoder's are the frames in the middle, and `videos/<method>/*.tar` has the videos, MP4 files.
+    """
 
 
 MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"

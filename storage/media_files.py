@@ -1,7 +1,8 @@
 """Generated pictures: `<method>/<part>.tar` of PNG files, and `<method>/<part>.json`, the part's record, written last.
 
-In: names and PNG bytes, part by part. Out: the same bytes by name or in order, checked by sha256. A name may hold `/`,
-as a benchmark prompt's does; inside the tar it is followed by `.png`. Nothing is decoded.
+In: names and PNG or MP4 bytes, part by part. Out: the same bytes by name or in order, checked by sha256. A name may
+hold `/`, as a benchmark prompt's does; inside the tar it is followed by `.png` or `.mp4`. Videos are a method's
+neighbour of their own, `videos/<method>`. Nothing is decoded.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from thinkdiff.storage.tar_stream import TarBuilder
 
 DIGITS = 5
 PNG = b"\x89PNG\r\n\x1a\n"
+MP4 = b"ftyp"  # behind four bytes that say how long the first box is
 
 
 class Picture(Frozen):
@@ -36,6 +38,17 @@ class MediaPart(Part):
     """A part of one method's pictures."""
 
     pictures: tuple[Picture, ...]
+
+
+def videos_of(method: str) -> str:
+    """Where the videos are whose middle frames are a method's pictures."""
+    return f"videos/{method}"
+
+
+def suffix(data: bytes) -> str:
+    """`.png` or `.mp4`, by the first bytes."""
+    assert data.startswith(PNG) or data[4:8] == MP4, data[:8]
+    return ".png" if data.startswith(PNG) else ".mp4"
 
 
 def tar_name(method: str, part: int) -> str:
@@ -55,14 +68,13 @@ class MediaWriter:
         Raises StoreError when a name comes twice, LockedError when the part is committed already.
         """
         log, builder, names = self._log(method), TarBuilder(), set[str]()
-        for name, data in pictures:
-            assert data.startswith(PNG), name
+        for name, _ in pictures:
             self.folder.full(name)
             if name in names:
                 raise StoreError(f"{self.folder.uri}: found the picture {name} twice in part {part}, expected it once.")
             names.add(name)
         log.must_be_free(part)
-        members = ((f"{name}.png", data) for name, data in pictures)
+        members = ((f"{name}{suffix(data)}", data) for name, data in pictures)
         entry = self.folder.write_pieces(tar_name(method, part), builder.pieces(members))
         found = tuple(
             Picture(name=name, offset=offset, size=len(data), sha256=sha256_hex(data))
@@ -162,5 +174,5 @@ def complaint(method: str, part: MediaPart) -> str | None:
 
 
 def iterate(artifact: MediaSet, method: str) -> Iterator[tuple[str, bytes]]:
-    """(name, PNG bytes) of all pictures of a method, in the order in which they were made."""
+    """(name, bytes) of all pictures of a method, in the order in which they were made."""
     return MediaReader(artifact).iterate(method)

@@ -25,6 +25,11 @@ class TrainedAligner:
         self.module = module.to(device).eval().requires_grad_(False)
         self.device = device
 
+    @property
+    def width(self) -> int:
+        """D, the width of what comes out."""
+        return self.module.config.out_features
+
     def __call__(self, x_LQ: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """(L, Q) -> (L, D). Raises InputError for features of another width than the aligner was trained on."""
         import torch

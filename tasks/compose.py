@@ -1,12 +1,12 @@
 """Pictures and words in, one picture out: the trained aligner behind `thinkdiff generate`.
 
 In: a pipeline spec (whose VLM, decoder and settings are used), an aligner, and the user's turn as picture files and
-texts. Out: a PNG file and the VLM's words. It is the benchmark's path without the benchmark.
+texts. Out: a PNG file and the VLM's words; of a video the PNG is the frame in the middle, and an MP4 file stands beside
+it. It is the benchmark's path without the benchmark.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,10 @@ from thinkdiff.schemas.errors import InputError, SpecError
 from thinkdiff.schemas.pipeline import PipelineSpec
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from thinkdiff.schemas.media import MediaSpec
     from thinkdiff.tasks.aligner import Aligner
 
 log = logging.getLogger(__name__)
@@ -92,15 +96,10 @@ def compose(
     run: Execution,
 ) -> str:
     """Writes the picture and returns the VLM's words."""
-    from PIL import Image
-
-    from thinkdiff.storage.root import locate
     from thinkdiff.tasks.alignment import TrainedAligner
     from thinkdiff.tasks.engines import open_engine
-    from thinkdiff.tasks.flux import FluxDecoder
     from thinkdiff.tasks.models import compute_device, model_path
     from thinkdiff.tasks.qwen_chat import Request
-    from thinkdiff.tasks.t5_encoder import T5Encoder
 
     content = user_turn(parts)
     asked, media = spec.queries, spec.media
@@ -116,14 +115,24 @@ def compose(
         raise InputError("generate: found an empty answer of the VLM, expected words. Ask in another way.")
     device = compute_device(run)
     embeddings = TrainedAligner(aligner, device)(rows)
-    t5 = T5Encoder(model_path(media.t5, run), device, media.precision)
-    decoder = FluxDecoder(model_path(media.decoder, run), device=device, precision=media.precision)
-    made = decoder.generate(
-        [embeddings], [seed], t5.empty(), media.height, media.width, media.steps, media.guidance_scale,
-        media.true_cfg_scale, batch=1,
-    )  # fmt: skip
-    picture = io.BytesIO()
-    Image.fromarray(next(iter(made))[1]).save(picture, "PNG")
-    folder, name = locate(".", str(out))
-    folder.write(name, picture.getvalue())
+    draw(media, embeddings, out, seed, run, device)
     return answer.text
+
+
+def draw(media: MediaSpec, x_LD: npt.NDArray[np.float32], out: Path, seed: int, run: Execution, device: str) -> None:
+    """Writes the picture of such rows, or the video beside its middle frame."""
+    from thinkdiff.storage.pixels import mp4, png
+    from thinkdiff.storage.root import locate
+    from thinkdiff.tasks.decoders import decoder_of
+    from thinkdiff.tasks.diffusion import Settings
+    from thinkdiff.tasks.models import model_path
+    from thinkdiff.tasks.t5_encoder import T5Encoder
+
+    decoder = decoder_of(media, run, device)
+    t5, reads = T5Encoder(model_path(media.t5, run), device, media.precision), decoder.text
+    empty = t5.empty(reads.null, reads.t5_mask)
+    _, pixels = next(decoder.generate([x_LD], [seed], empty, Settings.of(media), batch=1))
+    folder, name = locate(".", str(out))
+    folder.write(name, png(pixels[len(pixels) // 2] if decoder.video else pixels))
+    if decoder.video:
+        folder.write(str(Path(name).with_suffix(".mp4")), mp4(pixels, media.fps))

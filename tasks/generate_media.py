@@ -1,16 +1,16 @@
 """Stage 5. The VLM's answers to the benchmark -> pictures, by the aligner, by the text bridge, or from true captions.
 
-Prompts of one length are drawn together, since FLUX takes no text mask; parts are cut in that order, and a part is the
-unit of commit. A picture's noise depends on (seed, prompt) alone, so the methods draw each prompt from the same noise.
+Prompts of one length are drawn together, since some decoders take no text mask; parts are cut in that order, and a part
+is the unit of commit. A picture's noise depends on (seed, prompt) alone, so the methods draw each prompt from the same
+noise. Of a video the frame in the middle is the picture that is judged and shown.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +25,12 @@ from thinkdiff.tasks.step import Made, Work, step
 
 if TYPE_CHECKING:
     from thinkdiff.storage.score_tables import AskedPrompt
-    from thinkdiff.tasks.flux import FluxDecoder
+    from thinkdiff.tasks.diffusion import Decoder
     from thinkdiff.tasks.t5_encoder import T5Encoder
 
 PART = 128
+VIDEO_PART = 4  # a video takes minutes where a picture takes seconds
+Named = list[tuple[str, bytes]]
 Embeddings = list[npt.NDArray[np.float32]]
 Source = tuple[list[int], Callable[[list[int]], Embeddings]]
 """How many rows every prompt's embeddings have, and what makes those of some prompts, by their positions."""
@@ -48,28 +50,32 @@ def generate_media(work: Work, spec: MediaSpec, queries: FeatureSet, aligner: Al
 
     prompts = asked_prompts(queries)
     writer, painter = MediaWriter(work.folder), Painter(work, spec)
-    parts: dict[Method, int] = {}
+    size = VIDEO_PART if painter.video else PART
+    parts = -(-len(prompts) // size)
     with work.progress(len(prompts) * len(spec.methods), "pictures") as progress:
         for method in spec.methods:
-            done = writer.committed(method)
-            parts[method] = -(-len(prompts) // PART)
-            progress.resume(sum(part.rows for part in done.values()))
-            missing = [part for part in range(parts[method]) if part not in done]
+            done = {kind: writer.committed(kind) for kind in painter.kinds(method)}
+            whole = set.intersection(*(set(found) for found in done.values()))
+            progress.resume(sum(done[method][part].rows for part in whole))
+            missing = [part for part in range(parts) if part not in whole]
             if not missing:
                 continue
             lengths, embed = source_of(method, painter, prompts, queries, aligner)
             order = sorted(range(len(prompts)), key=lambda i: (lengths[i], i))
             for part in missing:
-                chosen = order[part * PART : (part + 1) * PART]
-                pictures = painter.paint([prompts[i].name for i in chosen], embed(chosen))
-                writer.commit(method, part, pictures)
-                progress.advance(len(pictures))
+                chosen = order[part * size : (part + 1) * size]
+                made = painter.paint([prompts[i].name for i in chosen], embed(chosen))
+                for (kind, found), named in zip(done.items(), made, strict=True):
+                    if part not in found:
+                        writer.commit(kind, part, named)
+                progress.advance(len(chosen))
     files = [write_rows(work.folder, PROMPTS, AskedPrompt, prompts)]
-    for method in spec.methods:
-        files += writer.files(method, parts[method])
+    for kind in (kind for method in spec.methods for kind in painter.kinds(method)):
+        files += writer.files(kind, parts)
+    total = len(prompts) * len(spec.methods)
     return Made(
         files=tuple(files),
-        counts={"prompts": len(prompts), "pictures": len(prompts) * len(spec.methods)},
+        counts={"prompts": len(prompts), "pictures": total} | ({"videos": total} if painter.video else {}),
         stats={"methods": list(spec.methods)},
         page="\n".join(f"- {prompt.task}, {prompt.shots} shots: {prompt.answer!r:.120}" for prompt in prompts[:10]),
     )
@@ -108,9 +114,16 @@ def source_of(
         if aligner is None:
             raise InputError("generate_media: found no aligner, expected one for the method aligned. Train it first.")
         return aligned_source(painter, prompts, queries, aligner)
+    from thinkdiff.tasks.t5_encoder import MAX_TOKENS
+
     texts = [p.answer if method == "text_bridge" else p.true_caption for p in prompts]
-    encoder, keep = painter.encoder, painter.spec.keep_eos
-    return encoder.lengths(texts, keep), lambda chosen: encoder.encode([texts[i] for i in chosen], keep)
+    encoder, keep, reads = painter.encoder, painter.spec.keep_eos, painter.decoder.text
+    longest = reads.longest or MAX_TOKENS
+    if reads.fixed:
+        return [longest] * len(texts), lambda chosen: encoder.padded([texts[i] for i in chosen], longest, reads.t5_mask)
+    return encoder.lengths(texts, keep, longest), lambda chosen: encoder.encode(
+        [texts[i] for i in chosen], keep, longest=longest
+    )
 
 
 def aligned_source(
@@ -127,6 +140,7 @@ def aligned_source(
 
     kind = AlignerSpec.model_validate(aligner.spec).features
     reader, apply = FeatureReader(queries), TrainedAligner(aligner, painter.device)
+    painter.decoder.check_width("aligner", apply.width)
     lengths: list[int] = reader.table.column(LENGTHS[kind]).to_pylist()
     if kind == "generated" and not painter.spec.keep_eos:
         ends: list[int] = reader.table.column("eos").to_pylist()
@@ -158,38 +172,51 @@ class Painter:
         """The T5 of the text methods and of the empty prompt."""
         from thinkdiff.tasks.t5_encoder import T5Encoder
 
-        return T5Encoder(model_path(self.spec.t5, self.work.run), self.device, self.spec.precision)
+        encoder = T5Encoder(model_path(self.spec.t5, self.work.run), self.device, self.spec.precision)
+        self.decoder.check_width(f"T5 {self.spec.t5.name}", encoder.width)
+        return encoder
 
     @cached_property
-    def decoder(self) -> FluxDecoder:
+    def decoder(self) -> Decoder:
         """The diffusion model."""
-        from thinkdiff.tasks.flux import FluxDecoder
+        from thinkdiff.tasks.decoders import decoder_of
 
-        spec, run = self.spec, self.work.run
-        transformer = model_path(spec.transformer, run) if spec.transformer else None
-        return FluxDecoder(model_path(spec.decoder, run), transformer, self.device, spec.precision)
+        return decoder_of(self.spec, self.work.run, self.device)
+
+    @cached_property
+    def video(self) -> bool:
+        """Whether it draws videos; tells without loading it."""
+        from thinkdiff.tasks.decoders import family
+
+        return family(model_path(self.spec.decoder, self.work.run)).video
 
     @cached_property
     def empty(self) -> npt.NDArray[np.float32]:
-        """(1, D) of the empty prompt; zeros, which nobody reads, without classifier-free guidance."""
-        if self.spec.true_cfg_scale == 1:
-            return np.zeros((1, self.decoder.width), np.float32)
-        return self.encoder.empty()
+        """(N, D) of the empty prompt; zeros where nobody reads it."""
+        from thinkdiff.tasks.diffusion import Settings
 
-    def paint(self, names: list[str], embeddings: Embeddings) -> list[tuple[str, bytes]]:
-        """(name, PNG bytes) of each, in order."""
-        from PIL import Image
+        reads = self.decoder.text
+        if not self.decoder.reads_empty(Settings.of(self.spec)):
+            return np.zeros((reads.null, self.decoder.width), np.float32)
+        return self.encoder.empty(reads.null, reads.t5_mask)
+
+    def kinds(self, method: Method) -> tuple[str, ...]:
+        """Under which names a method's files are stored: pictures, and videos where there are some."""
+        from thinkdiff.storage.media_files import videos_of
+
+        return (method, videos_of(method)) if self.video else (method,)
+
+    def paint(self, names: list[str], embeddings: Embeddings) -> tuple[Named, ...]:
+        """(name, PNG bytes) of each, in order, and (name, MP4 bytes) where the decoder draws videos: as `kinds`."""
+        from thinkdiff.storage.pixels import mp4, png
+        from thinkdiff.tasks.diffusion import Settings
 
         spec, seeds = self.spec, [picture_seed(self.spec.seed, name) for name in names]
-        made: dict[int, Any] = dict(
-            self.decoder.generate(
-                embeddings, seeds, self.empty, spec.height, spec.width, spec.steps, spec.guidance_scale,
-                spec.true_cfg_scale, batch=self.work.run.batch,
-            )
-        )  # fmt: skip
-        pictures = []
-        for i, name in enumerate(names):
-            data = io.BytesIO()
-            Image.fromarray(made[i]).save(data, "PNG")
-            pictures.append((name, data.getvalue()))
-        return pictures
+        batch = max(self.work.run.batch // (spec.frames if self.video else 1), 1)
+        pictures, videos = dict[int, bytes](), dict[int, bytes]()
+        for i, pixels in self.decoder.generate(embeddings, seeds, self.empty, Settings.of(spec), batch):
+            if self.video:
+                videos[i] = mp4(pixels, spec.fps)
+            pictures[i] = png(pixels[len(pixels) // 2] if self.video else pixels)
+        files = (pictures, videos) if self.video else (pictures,)
+        return tuple([(name, made[i]) for i, name in enumerate(names)] for made in files)

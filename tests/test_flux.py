@@ -12,6 +12,7 @@ import torch
 from tiny_diffusion import POOLED, SIDE, WIDTH, make_tiny_flux, tiny_transformer
 
 from thinkdiff.schemas.errors import InputError, ModelError, SpecError
+from thinkdiff.tasks.diffusion import Settings
 from thinkdiff.tasks.flux import FluxDecoder
 
 STEPS, GUIDANCE = 3, 2.0
@@ -44,7 +45,7 @@ def pictures(
     decoder: FluxDecoder, prompts, seeds, null=None, cfg: float = GUIDANCE, batch: int = 64
 ) -> list[np.ndarray]:
     null = rows(1, 99) if null is None else null
-    made = dict(decoder.generate(prompts, seeds, null, SIDE, SIDE, STEPS, 1.0, cfg, batch))
+    made = dict(decoder.generate(prompts, seeds, null, Settings(SIDE, SIDE, STEPS, 1.0, cfg), batch))
     return [made[i] for i in range(len(prompts))]
 
 
@@ -163,7 +164,7 @@ def test_pooled_embedding_is_clips_of_the_empty_text_where_there_is_a_clip(tmp_p
 )
 def test_prompt_that_the_model_does_not_take_is_refused(decoder, prompt, side, error, said):
     with pytest.raises(error, match=said):
-        list(decoder.generate([prompt], [0], rows(1, 0), side, SIDE, STEPS, 1.0, 1.0))
+        list(decoder.generate([prompt], [0], rows(1, 0), Settings(side, SIDE, STEPS, 1.0)))
 
 
 def test_folder_that_is_not_a_whole_pipeline_is_a_model_error(folder, tmp_path):

@@ -146,13 +146,14 @@ def pixels(media: MediaSet, method: str, name: str) -> np.ndarray:
 
 def by_hand(models: Path, embeddings: list[np.ndarray], seed: int = SPEC.seed) -> list[np.ndarray]:
     """The decoder called for one prompt at a time."""
+    from thinkdiff.tasks.diffusion import Settings
     from thinkdiff.tasks.flux import FluxDecoder
     from thinkdiff.tasks.t5_encoder import T5Encoder
 
     decoder, empty = FluxDecoder(str(models / "flux"), precision="float32"), T5Encoder(str(models / "t5")).empty()
     seeds = [stage.picture_seed(seed, prompt.name) for prompt in PROMPTS]
     return [
-        next(decoder.generate([x_LD], [s], empty, SIDE, SIDE, 2, 3.5, 2.0))[1]
+        next(decoder.generate([x_LD], [s], empty, Settings.of(SPEC)))[1]
         for x_LD, s in zip(embeddings, seeds, strict=True)
     ]
 
