@@ -131,10 +131,10 @@ class Execution(Frozen):
     compile_decoder: bool = Field(
         default=False, description="torch.compile of the diffusion model's repeated blocks; pays off on a GPU"
     )
-    offload: Literal["none", "blocks", "layers"] = Field(
+    offload: Literal["none", "blocks"] = Field(
         default="none",
-        description="keep the diffusion model's weights in main memory and bring them to the GPU by blocks, or by "
-        "layers, which needs the least of its memory",
+        description="on a GPU too small for the diffusion model: its blocks lie in main memory and are brought one by "
+        "one, at every step",
     )
     tracker: Literal["tensorboard", "wandb", "none"] = Field(
         default="tensorboard", description="where a training is drawn; wandb needs its extra"

@@ -57,8 +57,10 @@ class CogVideoXDecoder(Decoder):
 
     def _check_settings(self, settings: Settings) -> None:
         super()._check_settings(settings)
-        if (settings.frames - 1) % (factor := self.pipeline.vae_scale_factor_temporal):
+        vae = self.pipeline.vae
+        together = self.pipeline.vae_scale_factor_temporal * vae.num_latent_frames_batch_size
+        if over := (settings.frames - 1) % together:
             raise SpecError(
-                f"frames: found {settings.frames}, expected one more than a multiple of {factor}: {factor} frames are "
-                f"one latent, and the first stands alone. Take {settings.frames - (settings.frames - 1) % factor}."
+                f"frames: found {settings.frames}, expected one more than a multiple of {together}. The first stands "
+                f"alone and the autoencoder makes {together} at a time; take {settings.frames - over}."
             )

@@ -50,7 +50,7 @@ def decoder_of(spec: MediaSpec, run: Execution, device: str) -> Decoder:
 def family(path: str) -> type[Decoder]:
     """The decoder that opens a folder; nothing is loaded. Raises ModelError when its class is none of the families'."""
     require_files(path, ("model_index.json",))
-    found = read_index(path).get("_class_name")
+    found = str(read_index(path).get("_class_name"))
     known = {name: family for family in FAMILIES for name in family.pipelines}
     if found not in known:
         raise ModelError(

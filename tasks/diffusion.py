@@ -33,7 +33,7 @@ Floats = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
 Precision = Literal["bfloat16", "float32"]
 Padding = Literal["empty", "zeros"]
-Offload = Literal["none", "blocks", "layers"]
+Offload = Literal["none", "blocks"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +210,7 @@ class Decoder(ABC):
         import diffusers
 
         index = read_index(self.path)
+        assert index.get("_class_name") in self.pipelines, "open_decoder knows the family"
         kind = getattr(diffusers, index["_class_name"])
         name, part = self.denoiser
         loaded = getattr(diffusers, part).from_pretrained(denoiser_path, dtype=self.held, output_loading_info=True)
@@ -225,7 +226,7 @@ class Decoder(ABC):
         if offload == "none":
             self.pipeline.to(self.device)
         else:
-            offloaded(model, self.device, offload)
+            offloaded(model, self.device)
             if (vae := getattr(self.pipeline, "vae", None)) is not None:
                 vae.to(self.device)
         if compiled and getattr(model, "_repeated_blocks", None):  # compiled once for all of them: seconds, not minutes
@@ -340,15 +341,37 @@ def drawn(shape: Sequence[int], generators: list[torch.Generator]) -> torch.Tens
     return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
 
 
-def offloaded(model: Any, device: str, how: Offload) -> None:
-    """Keeps a model's weights in main memory and brings them to the device block by block or layer by layer.
+def offloaded(model: Any, device: str) -> None:
+    """Brings a model to the device but for its blocks: each comes for the time it is called, from main memory.
 
-    diffusers' group offloading, which needs no package of its own; on a GPU the next group comes while one computes.
+    diffusers can do as much with a package that is not needed otherwise. The copies are those of the same weights, so
+    pictures are the same.
     """
     import torch
 
-    grouped = {"offload_type": "block_level", "num_blocks_per_group": 1} if how == "blocks" else {}
-    model.enable_group_offload(
-        onload_device=torch.device(device), offload_device=torch.device("cpu"),
-        **({"offload_type": "leaf_level"} | grouped), use_stream=device != "cpu",
-    )  # fmt: skip
+    lists = [child for child in model.children() if isinstance(child, torch.nn.ModuleList)]
+    blocks = [block for blocks in lists for block in blocks]
+    away = {id(tensor) for block in blocks for tensor in tensors(block)}
+    for tensor in tensors(model.requires_grad_(False)):  # or autocast would keep copies of what is brought
+        if id(tensor) not in away:
+            tensor.data = tensor.data.to(device)
+    for block in blocks:
+        held = [(tensor, tensor.data if device == "cpu" else tensor.data.pin_memory()) for tensor in tensors(block)]
+
+        def bring(*_: Any, held: Any = held) -> None:
+            for tensor, data in held:
+                tensor.data = data.to(device, non_blocking=True)
+
+        def leave(*_: Any, held: Any = held) -> None:
+            for tensor, data in held:
+                tensor.data = data
+
+        leave()
+        block.register_forward_pre_hook(bring)
+        block.register_forward_hook(leave)
+
+
+def tensors(module: Any) -> Iterator[torch.Tensor]:
+    """A module's parameters and buffers."""
+    yield from module.parameters()
+    yield from module.buffers()

@@ -10,13 +10,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from store_artifacts import artifact_of
+from tiny_decoders import FRAMES, make_tiny_cogvideox, make_tiny_sigma
 from tiny_diffusion import SIDE, WIDTH, make_tiny_flux, make_tiny_t5
 
 import thinkdiff.tasks.generate_media as stage
 from thinkdiff.schemas.aligner import AlignerCheckpoint, AlignerSpec
 from thinkdiff.schemas.artifact import Execution, Model, content_digest
 from thinkdiff.schemas.cobsat import CobsatPrompts, Family
-from thinkdiff.schemas.errors import InputError
+from thinkdiff.schemas.errors import InputError, SpecError
 from thinkdiff.schemas.features import FeatureSet, FeatureSpec
 from thinkdiff.schemas.media import MediaSet, MediaSpec
 from thinkdiff.storage.checkpoints import save_aligner
@@ -37,6 +38,9 @@ SPEC = MediaSpec(
     decoder=Model(name="flux"), t5=Model(name="t5"), height=SIDE, width=SIDE, steps=2, true_cfg_scale=2.0,
     precision="float32",
 )  # fmt: skip
+VIDEO = SPEC.but(
+    decoder=Model(name="cogvideox"), true_cfg_scale=1.0, frames=FRAMES, methods=("aligned", "true_caption")
+)
 
 
 class Killed(BaseException):
@@ -67,6 +71,8 @@ class Meter:
 def models(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     make_tiny_flux(folder / "flux")
+    make_tiny_cogvideox(folder / "cogvideox")
+    make_tiny_sigma(folder / "sigma")
     make_tiny_t5(folder / "t5")
     return folder
 
@@ -119,13 +125,13 @@ def queries(tmp_path_factory) -> FeatureSet:
     return feature_set(Folder.at(str(tmp_path_factory.mktemp("queries"))), ANSWERS, spec)
 
 
-def trained(folder: Path, **changes) -> AlignerCheckpoint:
+def trained(folder: Path, width: int = WIDTH, **changes) -> AlignerCheckpoint:
     import torch
 
     from thinkdiff.tasks.aligner import Aligner, AlignerConfig
 
     torch.manual_seed(3)
-    config = AlignerConfig(HIDDEN, 16, WIDTH)
+    config = AlignerConfig(HIDDEN, 16, width)
     state = {name: value.numpy() for name, value in Aligner(config).state_dict().items()}
     stored = Folder.at(str(folder))
     found = artifact_of(AlignerCheckpoint, stored, save_aligner(stored, state, config.as_dict()), "train_aligner")
@@ -251,6 +257,71 @@ def test_other_seed_draws_other_pictures_of_the_same_prompts(make, queries):
         found = pixels(one, "true_caption", prompt.name), pixels(other, "true_caption", prompt.name)
         assert (found[0] != found[1]).any()
     assert len({stage.picture_seed(1, prompt.name) for prompt in PROMPTS}) == len(PROMPTS)
+
+
+def test_texts_are_cut_and_drawn_as_the_decoders_own_pipeline_takes_them(make, models, queries, aligner):
+    from thinkdiff.tasks.decoders import open_decoder
+    from thinkdiff.tasks.diffusion import Settings
+    from thinkdiff.tasks.t5_encoder import T5Encoder
+
+    spec = SPEC.but(decoder=Model(name="sigma"), true_cfg_scale=1.0, keep_eos=True)
+    _, media, _ = make(spec, queries, aligner)
+    decoder, encoder = open_decoder(str(models / "sigma"), precision="float32"), T5Encoder(str(models / "t5"))
+    said = encoder.encode([cobsat.true_caption(BENCHMARK, prompt) for prompt in PROMPTS])
+    seeds = [stage.picture_seed(spec.seed, prompt.name) for prompt in PROMPTS]
+    made = dict(decoder.generate(said, seeds, encoder.empty(), Settings.of(spec)))
+    assert_same_pictures(media, "true_caption", [made[i] for i in range(len(PROMPTS))])
+    assert len(MediaReader(media).names("aligned")) == len(PROMPTS)
+
+
+def frames_of(data: bytes, path: Path) -> np.ndarray:
+    import cv2
+
+    path.write_bytes(data)
+    video, frames = cv2.VideoCapture(str(path)), []
+    while (read := video.read())[0]:
+        frames.append(read[1][..., ::-1])
+    return np.stack(frames)
+
+
+def test_video_decoder_leaves_videos_and_the_frames_in_their_middle(make, models, queries, aligner, tmp_path):
+    from thinkdiff.tasks.decoders import open_decoder
+    from thinkdiff.tasks.diffusion import Settings
+    from thinkdiff.tasks.t5_encoder import T5Encoder
+
+    made, media, _ = make(VIDEO, queries, aligner)
+    assert made.counts == {"prompts": 12, "pictures": 24, "videos": 24}
+    decoder, encoder = open_decoder(str(models / "cogvideox"), precision="float32"), T5Encoder(str(models / "t5"))
+    reads, reader = decoder.text, MediaReader(media)
+    said = encoder.padded(["a red ring"], reads.longest or 0, mask=False)
+    name = next(p.name for p in PROMPTS if cobsat.true_caption(BENCHMARK, p) == "a red ring")
+    empty, seed = encoder.empty(reads.null, mask=False), stage.picture_seed(VIDEO.seed, name)
+    ((_, expected),) = decoder.generate(said, [seed], empty, Settings.of(VIDEO))
+    assert np.abs(pixels(media, "true_caption", name).astype(int) - expected[FRAMES // 2]).max() <= 1
+    for method in VIDEO.methods:
+        assert reader.names(f"videos/{method}") == reader.names(method)
+        assert len(reader.names(method)) == len(PROMPTS)
+    video = frames_of(reader.read("videos/true_caption", name), tmp_path / "video.mp4")
+    assert video.shape == (FRAMES, SIDE, SIDE, 3)
+    rough = np.abs(video.astype(float) - expected).mean()
+    assert rough < np.abs(video[::-1].astype(float) - expected).mean()
+
+
+def test_videos_resumed_after_a_kill_or_a_loss_end_in_the_same_bytes(make, queries, aligner):
+    calm, _, _ = make(VIDEO, queries, aligner)
+    with pytest.raises(Killed):
+        make(VIDEO, queries, aligner, "rough", die_at=8)
+    folder = Folder.at(make(VIDEO, queries, aligner, "rough")[1].uri)
+    folder.delete("videos/aligned/00000.tar")
+    folder.delete("true_caption/00001.tar")
+    again, _, meter = make(VIDEO, queries, aligner, "rough")
+    assert (meter.resumed, meter.done) == (24 - 2 * stage.VIDEO_PART, 2 * stage.VIDEO_PART)
+    assert content_digest(again.files) == content_digest(calm.files)
+
+
+def test_aligner_of_another_width_is_refused_before_anything_is_drawn(make, queries, tmp_path):
+    with pytest.raises(SpecError, match=r"aligner: found rows of width 16, expected 32, which FluxPipeline in"):
+        make(SPEC, queries, trained(tmp_path / "narrow", width=16))
 
 
 def test_methods_that_need_an_aligner_are_refused_without_one(make, queries):

@@ -53,6 +53,16 @@ def test_long_text_is_cut_to_the_pipelines_512_tokens_with_its_end(folder):
     np.testing.assert_allclose(x_LD, by_hand(folder, "star " * 511), atol=2e-5)
 
 
+def test_padded_text_has_all_rows_and_sees_its_padding_only_without_a_mask(folder):
+    encoder = T5Encoder(str(folder))
+    for mask in (True, False):
+        padded = encoder.padded(TEXTS, 6, mask, batch=3)
+        assert [x_LD.shape for x_LD in padded] == [(6, WIDTH)] * len(TEXTS)
+        np.testing.assert_array_equal(encoder.empty(6, mask), encoder.padded([""], 6, mask)[0])
+        np.testing.assert_allclose(padded[2], by_hand(folder, "create an image of a"), atol=2e-5)  # cut, with its end
+        assert np.allclose(padded[0][:4], by_hand(folder, TEXTS[0]), atol=2e-5) == mask
+
+
 def test_bfloat16_is_near_float32(folder):
     low, high = (T5Encoder(str(folder), precision=p).encode(TEXTS)[2] for p in ("bfloat16", "float32"))
     assert low.dtype == np.float32

@@ -49,16 +49,19 @@ def tiny_transformer(seed: int):
     )  # fmt: skip
 
 
-def tiny_clip() -> dict:
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+def tiny_clip(rows: int = 12, projection: int | None = None, hidden: int = POOLED) -> dict:
+    """A CLIP's text encoder and tokenizer; with a projection it is of the kind that Stable Diffusion 3 has."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     words = ["<|startoftext|>", "<|endoftext|>", *"abcdefghijklmnopqrstuvwxyz"]
     config = CLIPTextConfig(
-        vocab_size=len(words), hidden_size=POOLED, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=12, bos_token_id=0, eos_token_id=1,
+        vocab_size=len(words), hidden_size=hidden, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=rows, bos_token_id=0, eos_token_id=1,
+        projection_dim=projection or 512,
     )  # fmt: skip
-    tokenizer = CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=12)
-    return {"text_encoder": CLIPTextModel(config), "tokenizer": tokenizer}
+    tokenizer = CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=rows)
+    kind = CLIPTextModelWithProjection if projection else CLIPTextModel
+    return {"text_encoder": kind(config), "tokenizer": tokenizer}
 
 
 def make_tiny_t5(folder: Path, *, seed: int = 0) -> Path:
