@@ -213,12 +213,14 @@ def export_scores(root: str, reader: MediaReader, folder: Folder, base: str, spe
 
 
 def scorecards(root: str, media: MediaSet) -> dict[str, Scorecard]:
-    """The scorecards of a set by their judge's name; of a second one of a name, its fingerprint is part of it."""
+    """The scorecards of a set's pictures by their judge's name; a second one of a name has its fingerprint in it."""
     from thinkdiff.storage.records import find_artifacts
 
     found: dict[str, Scorecard] = {}
     for card in find_artifacts(root, ("score_cobsat",)):
         parent, name = card.parents.get("media"), judge_name(card)
+        if card.spec.get("mode") == "text":
+            continue
         if parent is not None and (parent.fingerprint, parent.digest) == (media.fingerprint, media.digest):
             name = f"{name}-{card.fingerprint[:8]}" if name in found else name
             found[name] = Scorecard.model_validate(card.model_dump())
@@ -228,5 +230,6 @@ def scorecards(root: str, media: MediaSet) -> dict[str, Scorecard]:
 def judge_name(card: Artifact) -> str:
     """The judge's name as part of a path: that of its model without the owner."""
     judge = card.spec.get("judge")
-    name = judge.get("name") if isinstance(judge, dict) else judge
+    model = judge.get("model", judge) if isinstance(judge, dict) else judge
+    name = model.get("name") if isinstance(model, dict) else model
     return re.sub("[^A-Za-z0-9.-]+", "-", str(name).rstrip("/").rsplit("/", 1)[-1]).strip("-.") or "judge"

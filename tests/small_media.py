@@ -16,7 +16,7 @@ from thinkdiff.schemas.artifact import Model
 from thinkdiff.schemas.cobsat import CobsatPrompts
 from thinkdiff.schemas.features import FeatureSet, FeatureSpec
 from thinkdiff.schemas.media import MediaSet, MediaSpec
-from thinkdiff.schemas.scores import Scorecard, ScoreSpec
+from thinkdiff.schemas.scores import ClassifierJudge, Scorecard, ScoreSpec
 from thinkdiff.storage.media_files import MediaWriter
 from thinkdiff.storage.score_tables import PROMPTS, VERDICTS, AskedPrompt, Verdict, write_rows
 from thinkdiff.tasks.cobsat import prompts, true_caption
@@ -69,12 +69,12 @@ def verdict(method: str, row: AskedPrompt, value: str, thing: str) -> Verdict:
     right = value == row.target_value, thing == row.target_thing
     return Verdict(
         method, row.name, row.task, row.family, row.shots, row.held_out, row.target_value, row.target_thing, value,
-        thing, *right, all(right),
+        thing, *right, all(right), 0.0,
     )  # fmt: skip
 
 
 def scorecard(root: Path, media: MediaSet, verdicts: list[Verdict], judge: str, number: int) -> Scorecard:
     folder = stage_folder(root, "score_cobsat", number)
     files = [write_rows(folder, VERDICTS, Verdict, verdicts), folder.write("scores.json", json.dumps({}).encode())]
-    spec = ScoreSpec(judge=Model(name=judge)).model_dump(mode="json")
+    spec = ScoreSpec(judge=ClassifierJudge(model=Model(name=judge))).model_dump(mode="json")
     return artifact(Scorecard, root, "score_cobsat", number, files, spec, {"media": media})
