@@ -182,7 +182,8 @@ def choices(spec: CobsatPrompts, task: Task, shots: int) -> Iterator[Choice]:
     place i is theta[i], so that it is never the latent word. ft_test: the same on the latter half of each list, 250
     times; the index of theta is taken modulo the half's length, so that at four shots one decoy is the latent word.
     ft_train: all permutations of shots+1 of the former half's words, in lexicographic order, each with every latent
-    word of the half. Order and numbers of ft_train are the benchmark's; it saves no sample of it under a name.
+    word of the half. The lists of default and ft_test are held to the benchmark's files; order and numbers of ft_train
+    follow from its code, which saves no sample of it under a name.
     """
     x_words, theta_words = map(len, task.words)
     if spec.split == "ft_train":

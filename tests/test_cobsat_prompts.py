@@ -83,8 +83,10 @@ def test_misleading_words_never_tell_the_answer_and_exact_ones_always():
 
 
 def test_text_inputs_are_the_benchmarks():
-    asked: dict[PromptType, cobsat.Prompt] = {name: cobsat.prompts(spec_of(name))[0] for name in WORDED}
-    found = {name: cobsat_prompts.text_inputs(spec_of(name), prompt, colon=": ") for name, prompt in asked.items()}
-    assert found["default"] == found["instruct"] == found["cot"] == ["blue: ", "brown: ", "orange: "]
-    assert found["misleading"] == ["blue ball: ", "brown book: ", "orange chair: "]
-    assert found["exact"] == ["blue car: ", "brown car: ", "orange car: "]
+    def found(prompt_type: PromptType) -> list[str]:
+        spec = spec_of(prompt_type)
+        return cobsat_prompts.text_inputs(spec, cobsat.prompts(spec)[0], colon=": ")
+
+    assert found("default") == found("instruct") == found("cot") == ["blue: ", "brown: ", "orange: "]
+    assert found("misleading") == ["blue ball: ", "brown book: ", "orange chair: "]
+    assert found("exact") == ["blue car: ", "brown car: ", "orange car: "]
