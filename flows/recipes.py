@@ -19,7 +19,7 @@ from thinkdiff.schemas.images import ImageSpec, TarSource
 from thinkdiff.schemas.media import MediaSpec
 from thinkdiff.schemas.pipeline import PipelineSpec, Variant, World
 from thinkdiff.schemas.report import ReportSpec
-from thinkdiff.schemas.scores import ClassifierJudge, ScoreSpec
+from thinkdiff.schemas.scores import ClassifierJudge, ClipJudge, ScoreSpec, VlmJudge
 
 MINI_INSTRUCTION = "I give you several words and pictures. Describe the next picture."
 ABLATION_SEEDS = 3
@@ -217,9 +217,9 @@ def mini_held_out() -> tuple[tuple[str, str, str], ...]:
 
 
 def lvlm_paper() -> PipelineSpec:
-    """ThinkDiff-LVLM as in the paper, up to generate_media: 1.7 M pictures, Qwen2-VL-7B, FLAN-T5-XXL, FLUX.1-dev.
+    """ThinkDiff-LVLM as in the paper: 1.7 M pictures, Qwen2-VL-7B, FLAN-T5-XXL, FLUX.1-dev, and CoBSAT's judges.
 
-    Needs GPUs. It has no judge yet: the benchmark's is a VLM, and the one here is an image classifier.
+    Needs GPUs.
     """
     from thinkdiff.tasks.cobsat import COBSAT_FAMILIES
 
@@ -242,6 +242,11 @@ def lvlm_paper() -> PipelineSpec:
             prompts=CobsatPrompts(families=COBSAT_FAMILIES, images="cobsat/datasets"), max_tokens=128, end_policy="stop"
         ),
         media=MediaSpec(decoder=Model(name="black-forest-labs/FLUX.1-dev"), t5=Model(name="google/t5-v1_1-xxl")),
+        scores=ScoreSpec(
+            judge=VlmJudge(model=Model(name="llava-hf/llava-1.5-13b-hf")),
+            second=ClipJudge(model=Model(name="openai/clip-vit-base-patch32")),
+            families=COBSAT_FAMILIES,
+        ),
         report=ReportSpec(title="ThinkDiff-LVLM on CoBSAT"),
     )
 
@@ -282,7 +287,7 @@ def clip_paper() -> PipelineSpec:
     aligner = clip_aligner(base.aligner).but(batch=168, steps=100_000)
     features = tower_features(Model(name="Salesforce/blip2-flan-t5-xxl"), 65)
     changed = {"name": "clip-paper", "features": features, "aligner": aligner}
-    return base.model_copy(update={**changed, "queries": None, "media": None})
+    return base.model_copy(update={**changed, "queries": None, "media": None, "scores": None})
 
 
 RECIPES: dict[str, Callable[[], PipelineSpec]] = {

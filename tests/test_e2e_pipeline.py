@@ -144,7 +144,7 @@ def test_e2e_generate_draws_a_picture_from_pictures_and_words(first, world, tmp_
         (["run", "mini", "--set", "aligner.nonsense=1"], "The spec has no such key"),
         (["run", "mini", "--set", "aligner.steps=-1"], "PipelineSpec.aligner.steps: found -1, expected"),
         (["run", "mini", "--root", "ftp://x/y"], "found scheme 'ftp'"),
-        (["run", "lvlm-paper"], "lvlm-paper: found no judge in the spec"),
+        (["run", "clip-paper"], "clip-paper: found no benchmark in the spec"),
         (["show", "0123", "--root", "/nonexistent"], "artifact: found 0"),
     ],
 )
