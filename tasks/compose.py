@@ -7,7 +7,6 @@ it. It is the benchmark's path without the benchmark.
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,13 +16,8 @@ from thinkdiff.schemas.errors import InputError, SpecError
 from thinkdiff.schemas.pipeline import PipelineSpec
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from thinkdiff.schemas.media import MediaSpec
     from thinkdiff.tasks.aligner import Aligner
 
-log = logging.getLogger(__name__)
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -66,73 +60,41 @@ def user_turn(parts: list[str]) -> tuple[str | bytes, ...]:
 
     Raises InputError for a picture file that is missing or does not decode.
     """
+    return tuple(read_picture(part) if Path(part).suffix.lower() in PICTURES else part for part in parts)
+
+
+def read_picture(name: str) -> bytes:
+    """The bytes of a picture's file. Raises InputError when it is missing or does not decode."""
     from thinkdiff.storage.root import locate
     from thinkdiff.tasks.pictures import inspect_image
 
-    content: list[str | bytes] = []
-    for part in parts:
-        if Path(part).suffix.lower() not in PICTURES:
-            content.append(part if not content else f" {part} ")
-            continue
-        try:
-            folder, name = locate(".", part)
-            data = folder.read(name)
-            inspect_image(data, max_pixels=50_000_000)
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{part}: found no picture ({error}), expected a JPEG, PNG or WebP file. "
-                "An argument that ends like a picture's name is taken for one."
-            ) from None
-        content.append(data)
-    return tuple(content)
+    try:
+        folder, file = locate(".", name)
+        data = folder.read(file)
+        inspect_image(data, max_pixels=50_000_000)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{name}: found no picture ({error}), expected a JPEG, PNG or WebP file. "
+            "An argument that ends like a picture's name is taken for one."
+        ) from None
+    return data
 
 
 def compose(
-    spec: PipelineSpec,
-    aligner: AlignerCheckpoint | Aligner,
-    parts: list[str],
-    out: Path,
-    seed: int,
-    run: Execution,
+    spec: PipelineSpec, aligner: AlignerCheckpoint | Aligner, parts: list[str], out: Path, seed: int, run: Execution
 ) -> str:
-    """Writes the picture and returns the VLM's words."""
-    from thinkdiff.tasks.alignment import TrainedAligner
-    from thinkdiff.tasks.engines import open_engine
-    from thinkdiff.tasks.models import compute_device, model_path
-    from thinkdiff.tasks.qwen_chat import Request
-
-    content = user_turn(parts)
-    asked, media = spec.queries, spec.media
-    if asked is None or media is None:
-        raise SpecError(f"{spec.name}: found no decoder in the recipe, expected `queries` and `media`. Name another.")
-    pictures = sum(isinstance(part, bytes) for part in content)
-    with open_engine(
-        run, asked, model_path(asked.vlm, run), add_vision_id=pictures > 1, max_images=max(pictures, 1), log=log.debug
-    ) as engine:
-        answer = engine.generate([Request("compose", content, seed)])[0]
-    rows = answer.features if media.keep_eos else answer.features[: answer.end_index]
-    if not len(rows):
-        raise InputError("generate: found an empty answer of the VLM, expected words. Ask in another way.")
-    device = compute_device(run)
-    embeddings = TrainedAligner(aligner, device)(rows)
-    draw(media, embeddings, out, seed, run, device)
-    return answer.text
-
-
-def draw(media: MediaSpec, x_LD: npt.NDArray[np.float32], out: Path, seed: int, run: Execution, device: str) -> None:
-    """Writes the picture of such rows, or the video beside its middle frame."""
+    """Writes the picture, of a video also the video, and returns the VLM's words."""
     from thinkdiff.storage.pixels import mp4, png
     from thinkdiff.storage.root import locate
-    from thinkdiff.tasks.decoders import decoder_of
-    from thinkdiff.tasks.diffusion import Settings
-    from thinkdiff.tasks.models import model_path
-    from thinkdiff.tasks.t5_encoder import T5Encoder
+    from thinkdiff.tasks.pipeline import ThinkDiffPipeline
 
-    decoder = decoder_of(media, run, device)
-    t5, reads = T5Encoder(model_path(media.t5, run), device, media.precision), decoder.text
-    empty = t5.empty(reads.null, reads.t5_mask)
-    _, pixels = next(decoder.generate([x_LD], [seed], empty, Settings.of(media), batch=1))
+    content = user_turn(parts)
+    if spec.queries is None or spec.media is None:
+        raise SpecError(f"{spec.name}: found no decoder in the recipe, expected `queries` and `media`. Name another.")
+    with ThinkDiffPipeline(aligner, spec.queries, spec.media, run) as pipe:
+        made = pipe(content, generator=seed, output_type="np")
     folder, name = locate(".", str(out))
-    folder.write(name, png(pixels[len(pixels) // 2] if decoder.video else pixels))
-    if decoder.video:
-        folder.write(str(Path(name).with_suffix(".mp4")), mp4(pixels, media.fps))
+    folder.write(name, png(made.images[0]))
+    if made.frames:
+        folder.write(str(Path(name).with_suffix(".mp4")), mp4(made.frames[0], spec.media.fps))
+    return made.text

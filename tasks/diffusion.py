@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, final
 
@@ -105,6 +105,7 @@ class Decoder(ABC):
             )
         require_files(path, ("model_index.json", *self.files))
         self.path, self.device, self.precision = path, device, precision
+        self.step_end: Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]] | None = None
         with loading(path, "diffusers"):
             import torch
 
@@ -269,8 +270,20 @@ class Decoder(ABC):
                 guidance_scale=settings.guidance_scale,
                 generator=generators,
                 output_type="np",
+                **self._told(),
             )
         return made.frames if self.video else made.images
+
+    def _told(self) -> dict[str, Any]:
+        """`step_end` as this pipeline takes it; some know only the older form, whose latents cannot be changed."""
+        import inspect
+
+        told = self.step_end
+        if told is None:
+            return {}
+        if "callback_on_step_end" in inspect.signature(self.pipeline.__call__).parameters:
+            return {"callback_on_step_end": told}
+        return {"callback": lambda step, time, latents: told(self.pipeline, step, time, {"latents": latents})}
 
     def _check(self, prompt_embeds: Sequence[Rows], null_embeds: Rows, settings: Settings) -> None:
         self._check_settings(settings)
