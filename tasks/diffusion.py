@@ -354,6 +354,12 @@ def drawn(shape: Sequence[int], generators: list[torch.Generator]) -> torch.Tens
     return torch.stack([torch.randn(tuple(shape), generator=generator) for generator in generators])
 
 
+def drawn_latents(pipeline: Any, settings: Settings, generators: list[torch.Generator]) -> torch.Tensor:
+    """Noise of the size that a picture has for a transformer behind a VAE: (B, channels, height, width)."""
+    factor, channels = pipeline.vae_scale_factor, pipeline.transformer.config.in_channels
+    return drawn((channels, settings.height // factor, settings.width // factor), generators)
+
+
 def offloaded(model: Any, device: str) -> None:
     """Brings a model to the device but for its blocks: each comes for the time it is called, from main memory.
 

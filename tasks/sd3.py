@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from thinkdiff.tasks.diffusion import Decoder, Settings, TextRows, drawn
+from thinkdiff.tasks.diffusion import Decoder, Settings, TextRows, drawn_latents
 
 if TYPE_CHECKING:
     import torch
@@ -57,9 +57,7 @@ class StableDiffusion3Decoder(Decoder):
         pipeline.register_modules(**dict.fromkeys(CLIPS))
 
     def _noise(self, count: int, settings: Settings, generators: list[torch.Generator]) -> torch.Tensor:
-        factor = self.pipeline.vae_scale_factor
-        channels = self.pipeline.transformer.config.in_channels
-        return drawn((channels, settings.height // factor, settings.width // factor), generators)
+        return drawn_latents(self.pipeline, settings, generators)
 
     def _inputs(
         self, x_BLD: torch.Tensor, mask_BL: torch.Tensor, null_BLD: torch.Tensor, settings: Settings
