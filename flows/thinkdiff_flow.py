@@ -142,7 +142,7 @@ def pipeline(spec: PipelineSpec, last: int, run: Execution) -> RunResult:
         return ledger.result(scores)
     cards, trained = variants if spec.variants else found_variants(spec.name, run, images)
     report = ledger.add(
-        render_report(run, spec.report, captions, images, features, aligner, media, scores, cards, trained)
+        render_report(run, spec.report, captions, images, features, aligner, media, scores, cards, trained, {})
     )
     return ledger.result(scores, report)
 

@@ -126,9 +126,13 @@ class MediaReader:
         """The names of a method's pictures, in the order in which they were made; [] for an unknown method."""
         return list(self._places.get(method, {}))
 
+    def has(self, method: str, name: str) -> bool:
+        """Whether there is a picture of that name; another system may have drawn none."""
+        return name in self._places.get(method, {})
+
     def read(self, method: str, name: str) -> bytes:
         """One picture. Raises StoreError when there is none of that name, or its bytes are not those recorded."""
-        if name not in self._places.get(method, {}):
+        if not self.has(method, name):
             raise StoreError(f"{self.folder.uri}: found no picture {name} of method {method}, expected one.")
         tar, picture = self._places[method][name]
         data = self.folder.read_range(tar, picture.offset, picture.offset + picture.size)

@@ -6,18 +6,19 @@ In: rows. Out: file entries and rows again, checked. Same rows, same bytes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import pyarrow as pa
 
-from thinkdiff.schemas.artifact import FileEntry
+from thinkdiff.schemas.artifact import Artifact, FileEntry
 from thinkdiff.schemas.media import MediaSet
 from thinkdiff.schemas.scores import Scorecard
 from thinkdiff.storage.records import checked_bytes
 from thinkdiff.storage.root import Folder
 from thinkdiff.storage.tables import column, read_table, table_bytes
 
-PROMPTS, VERDICTS, SECOND = "prompts.parquet", "verdicts.parquet", "second_verdicts.parquet"
+PROMPTS, READINGS = "prompts.parquet", "readings.parquet"
+VERDICTS, SECOND = "verdicts.parquet", "second_verdicts.parquet"
 
 
 class AskedPrompt(NamedTuple):
@@ -32,6 +33,13 @@ class AskedPrompt(NamedTuple):
     target_thing: str
     answer: str
     true_caption: str
+
+
+class Reading(NamedTuple):
+    """What a T5 decoder reads back in the aligned rows of a prompt."""
+
+    name: str
+    text: str
 
 
 class Verdict(NamedTuple):
@@ -59,24 +67,42 @@ class Verdict(NamedTuple):
 TYPES = {str: pa.string(), int: pa.int32(), bool: pa.bool_(), float: pa.float32()}
 
 
-def schema_of(kind: type[AskedPrompt] | type[Verdict]) -> pa.Schema:
+Row = type[AskedPrompt] | type[Reading] | type[Verdict]
+
+
+def schema_of(kind: Row) -> pa.Schema:
     """The Parquet schema of a row type."""
     return pa.schema([column(name, TYPES[note]) for name, note in get_type_hints(kind).items()])
 
 
-def write_rows(folder: Folder, name: str, kind: type[AskedPrompt] | type[Verdict], rows: Sequence[tuple]) -> FileEntry:
+def write_rows(folder: Folder, name: str, kind: Row, rows: Sequence[tuple]) -> FileEntry:
     """Writes rows of one type."""
     columns = {field: [row[place] for row in rows] for place, field in enumerate(kind._fields)}
     return folder.write(name, table_bytes(pa.Table.from_pydict(columns, schema_of(kind))))
 
 
+def read_rows(artifact: Artifact, name: str, kind: Row) -> list[Any]:
+    """The rows of a listed file. Raises StoreError when they are lost or altered."""
+    table = read_table(checked_bytes(artifact, name), schema_of(kind), artifact.path(name))
+    return list(map(kind, *(found.to_pylist() for found in table.columns)))
+
+
 def read_prompts(artifact: MediaSet) -> list[AskedPrompt]:
     """The prompts of a MediaSet in benchmark order. Raises StoreError when they are lost or altered."""
-    table = read_table(checked_bytes(artifact, PROMPTS), schema_of(AskedPrompt), artifact.path(PROMPTS))
-    return list(map(AskedPrompt, *(found.to_pylist() for found in table.columns)))
+    return read_rows(artifact, PROMPTS, AskedPrompt)
+
+
+def read_readings(artifact: MediaSet) -> dict[str, str]:
+    """What is read back in each prompt's aligned rows, by its name; {} where nobody was asked to read."""
+    rows: list[Reading] = read_rows(artifact, READINGS, Reading) if artifact.names(READINGS) else []
+    return {row.name: row.text for row in rows}
 
 
 def read_verdicts(artifact: Scorecard) -> list[Verdict]:
     """The verdicts of a Scorecard. Raises StoreError when they are lost or altered."""
-    table = read_table(checked_bytes(artifact, VERDICTS), schema_of(Verdict), artifact.path(VERDICTS))
-    return list(map(Verdict, *(found.to_pylist() for found in table.columns)))
+    return read_rows(artifact, VERDICTS, Verdict)
+
+
+def read_second_verdicts(artifact: Scorecard) -> list[Verdict]:
+    """Those of the second judge, [] where there was none."""
+    return read_rows(artifact, SECOND, Verdict) if artifact.names(SECOND) else []

@@ -34,6 +34,9 @@ MEANS = {
     "default norm": "the RMSNorm starts from ones instead of T5's weights",
     "input tokens": "hidden states of the question instead of the answer",
     "random aligner": "an aligner that was never trained",
+    "text bridge": "the VLM's words instead of its hidden states, all else alike",
+    "text prompt": "the VLM's words as a user would hand them to the diffusion model",
+    "true caption": "the right answer's words: the best that this diffusion model can do",
 }
 
 
@@ -46,8 +49,8 @@ def ablations(found: Sequence[Condition], chance: float, trained: Sequence[Train
     count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     said = (
         f"Each condition is {count} aligners that differ in their seed only: in their start and in the order of their "
-        "data. The VLM, the T5, the diffusion models and the judge are one training each, and the questions are the "
-        f"same throughout, {questions(found)}. Intervals are over seeds."
+        "data, and so does the noise of their pictures. The VLM, the T5, the diffusion models and the judge are one "
+        f"training each, and the questions are the same throughout, {questions(found)}. Intervals are over seeds."
     )
     gains = differences(found)
     charts = [chart(found, shots, chance) for shots in all_shots(found)]

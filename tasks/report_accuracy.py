@@ -7,19 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from thinkdiff.tasks.report_markup import Child, Html, grid, join, percent, table, tag
-from thinkdiff.tasks.report_numbers import Chance, Scores, paper_accuracy
+from thinkdiff.tasks import published
+from thinkdiff.tasks.report_markup import Child, Html, grid, join, percent, plural, points, table, tag
+from thinkdiff.tasks.report_numbers import Chance, Scores, gained
 from thinkdiff.tasks.report_plots import Bar, bars, key
 
-NAMES: Mapping[str, str] = {"aligned": "Aligned", "text_bridge": "Text bridge", "true_caption": "True caption"}
+NAMES: Mapping[str, str] = {
+    "aligned": "Aligned",
+    "text_bridge": "Text bridge",
+    "text_prompt": "Text as a prompt",
+    "true_caption": "True caption",
+}
 NOTES: Mapping[str, str] = {
     "aligned": "the VLM's hidden states",
     "text_bridge": "the VLM's words",
+    "text_prompt": "the same, padded",
     "true_caption": "the right answer's words",
 }
 ROUTES: Mapping[str, str] = {
     "aligned": "the hidden states of the VLM's answer, through the aligner. No word is passed on.",
-    "text_bridge": "the VLM's answer as text, through the T5 encoder: what one would do without an aligner.",
+    "text_bridge": "the VLM's answer as text, through the T5 encoder, all else as for the aligned: like for like.",
+    "text_prompt": "the same text as a user would hand it to the diffusion model: padded, pooled by its CLIP, if any.",
     "true_caption": "a caption of the right picture, through the T5 encoder: the best this diffusion model can do.",
 }
 GROUPS: Mapping[str, str] = {"seen": "seen", "held-out": "held out"}
@@ -57,6 +65,7 @@ def accuracy(scores: Scores, chance: Chance, judge: str) -> Html:
             kept(scores),
             tag("p", guesser, class_="soft"),
             held_out(scores),
+            more_shots(scores),
             halves(scores),
         ]
     )
@@ -110,27 +119,51 @@ def halves(scores: Scores) -> Html:
     return join([tag("h3", "Object and attribute apart"), tag("p", note), table(head, rows)])
 
 
-def by_task(scores: Scores) -> Html:
-    """A table for each number of shots."""
-    published = any(paper_accuracy(shots, task) is not None for shots in scores.shots for task in scores.tasks)
+def more_shots(scores: Scores) -> Html | None:
+    """What more examples bring: the fewest shots against the most."""
+    if len(scores.shots) < 2:
+        return None
+    few, many = scores.shots[0], scores.shots[-1]
+    rows: list[list[Child]] = []
+    for method in scores.methods:
+        gain = gained(scores, method, few, many)
+        ends = [scores.cell(method, shots) for shots in (few, many)]
+        shown = ["–" if cell is None else f"{percent(cell.accuracy)}%" for cell in ends]
+        between = "–" if gain is None else join([points(gain.mean), tag("small", spread(gain.low, gain.high))])
+        rows.append([NAMES.get(method, method), *shown, between])
+    note = (
+        "The questions with more examples are other ones, so the difference is not one of pairs; its 95% interval is "
+        "of the mean over tasks."
+    )
+    head = ["", f"mean, {plural(few, 'shot')}", f"mean, {plural(many, 'shot')}", "difference, points"]
+    return join([tag("h3", f"{many} against {plural(few, 'shot')}"), tag("p", note), table(head, rows)])
+
+
+def spread(low: float | None, high: float | None) -> str:
+    """An interval of points."""
+    return "" if low is None or high is None else f"{points(low)} to {points(high)}"
+
+
+def by_task(scores: Scores, comparable: bool) -> Html:
+    """A table for each number of shots; the published accuracies too when they are comparable."""
+    systems = tuple(published.PUBLISHED) if comparable else ()
     tables = []
     for shots in scores.shots:
-        head = [f"{shots} shots", *(NAMES.get(m, m) for m in scores.methods), *(["Paper"] if published else [])]
-        rows = [task_row(scores, shots, task, published) for task in (*scores.tasks, MEAN)]
+        head = [f"{shots} shots", *(NAMES.get(m, m) for m in scores.methods)]
+        head += [join([system, tag("small", "published")]) for system in systems]
+        rows = [task_row(scores, shots, task, systems) for task in (*scores.tasks, MEAN)]
         tables.append(table(head, rows, class_="last-mean"))
     said = (
         "Percent right. In tasks I the words name the attribute and the object must be inferred; in tasks II it is the "
         "other way round."
     )
-    paper = (
-        " The last column is the paper's result (arXiv 2502.10458, Tables 1 and 2), from the benchmark's photographs "
-        "and larger models: unless this run used those too, compare the pattern and not the level."
-    )
-    return join([tag("p", said, paper if published else None), tag("div", *tables, class_="two")])
+    paper = f" Published figures are those of {published.SOURCE}: the same questions and the same judge."
+    narrow = len(scores.methods) + len(systems) < 5
+    return join([tag("p", said, paper if systems else None), tag("div", *tables, class_="two" if narrow else None)])
 
 
-def task_row(scores: Scores, shots: int, task: str, published: bool) -> list[Child]:
-    """A task's accuracies, the aligned one with a meter."""
+def task_row(scores: Scores, shots: int, task: str, systems: tuple[str, ...]) -> list[Child]:
+    """A task's accuracies, the aligned one with a meter, and the published ones."""
     cells: list[Child] = [task.capitalize() if task == MEAN else task]
     for method in scores.methods:
         cell = scores.cell(method, shots, task)
@@ -142,9 +175,9 @@ def task_row(scores: Scores, shots: int, task: str, published: bool) -> list[Chi
             cells.append(tag("span", meter, tag("b", percent(cell.accuracy)), class_="metered"))
         else:
             cells.append(percent(cell.accuracy))
-    if published:
-        paper = paper_accuracy(shots, task)
-        cells.append("–" if paper is None else tag("span", percent(paper), class_="soft"))
+    for system in systems:
+        found = published.accuracy(system, shots, task)
+        cells.append("–" if found is None else tag("span", percent(found), class_="soft"))
     return cells
 
 

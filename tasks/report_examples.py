@@ -9,11 +9,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from thinkdiff.tasks.cobsat import Prompt
 from thinkdiff.tasks.pictures import inspect_image
+from thinkdiff.tasks.report_filters import Axis, attributes
 from thinkdiff.tasks.report_markup import Html, join, tag
 
 MAX_PIXELS = 50_000_000
@@ -41,6 +42,39 @@ class Example:
     demos: tuple[tuple[str, bytes | None], ...]
     text: str
     answers: tuple[Answer, ...]
+    reading: str | None = None
+    blamed: str = ""
+
+    @property
+    def outcome(self) -> str:
+        """What became of the aligned picture: right, wrong, or "" when there is none."""
+        found = [answer for answer in self.answers if answer.method == "aligned"]
+        return ("right" if found[0].right else "wrong") if found else ""
+
+
+def axes(tasks: Sequence[str], shots: Sequence[int], blamed: Sequence[str]) -> list[Axis]:
+    """What questions are filtered by, in the order of `filtered`."""
+    return [
+        Axis("task", "task", tasks),
+        Axis("shots", "shots", list(map(str, shots))),
+        Axis("outcome", "aligned picture", ("right", "wrong")),
+        Axis("blamed", "fails in", blamed),
+    ]
+
+
+def filtered(example: Example, by: Sequence[Axis]) -> dict[str, str]:
+    """A card's attributes."""
+    return attributes(by, (example.prompt.task, str(example.prompt.shots), example.outcome, example.blamed))
+
+
+def choose_failures(prompts: Iterable[Prompt], causes: Mapping[str, str], count: int) -> list[Prompt]:
+    """`count` prompts that failed, evenly over the causes, by a hash of their names."""
+    left: dict[str, list[Prompt]] = {}
+    for prompt in sorted(prompts, key=lambda prompt: hashlib.sha256(prompt.name.encode()).digest()):
+        if prompt.name in causes:
+            left.setdefault(causes[prompt.name], []).append(prompt)
+    turns = [kin[turn] for turn in range(count) for kin in left.values() if turn < len(kin)]
+    return turns[:count]
 
 
 def choose(prompts: Iterable[Prompt], count: int) -> list[Prompt]:
@@ -94,8 +128,8 @@ def image(data: bytes | None, says: str) -> Html:
     return tag("img", src=source, alt=says, class_="small" if small else None, loading="lazy")
 
 
-def card(example: Example, names: Mapping[str, str]) -> Html:
-    """One question: demonstrations and query, what each method drew, what the VLM said."""
+def card(example: Example, names: Mapping[str, str], by: Sequence[Axis]) -> Html:
+    """One question: demonstrations and query, what each method drew, what the VLM said, what is read back."""
     prompt = example.prompt
     pair = " · held-out pair" if prompt.held_out else ""
     head = tag("header", tag("b", prompt.task), tag("span", f"{prompt.shots} shots{pair}"))
@@ -105,18 +139,27 @@ def card(example: Example, names: Mapping[str, str]) -> Html:
     query = tag("div", "?", class_="query", role="img", aria_label="the picture that is asked for")
     shown.append(tag("figure", query, tag("figcaption", prompt.query)))
     drawn = [answer(item, names.get(item.method, item.method)) for item in example.answers]
-    cut = example.text if len(example.text) <= TEXT_SHOWN else example.text[:TEXT_SHOWN].rstrip() + "…"
-    said = tag("p", tag("small", "The VLM says"), f"“{cut}”" if cut else "nothing", class_="said")
+    read = None if example.reading is None else said("The T5 reads back", example.reading)
+    fails = tag("p", "Fails in: ", tag("b", example.blamed), class_="asked") if example.blamed else None
     return tag(
         "article",
         head,
         tag("div", *shown, class_="strip"),
         tag("p", "Right answer: ", tag("b", example.expected), class_="asked"),
         tag("div", *drawn, class_="answers") if drawn else None,
-        said,
+        said("The VLM says", example.text),
+        read,
+        fails,
         class_="card",
         data_prompt=prompt.name,
+        **filtered(example, by),
     )
+
+
+def said(who: str, text: str) -> Html:
+    """Somebody's words, cut where they are long."""
+    cut = text if len(text) <= TEXT_SHOWN else text[:TEXT_SHOWN].rstrip() + "…"
+    return tag("p", tag("small", who), f"“{cut}”" if cut else "nothing", class_="said")
 
 
 def hero(examples: Iterable[Example]) -> Html | None:
@@ -153,6 +196,7 @@ def answer(item: Answer, name: str) -> Html:
     return tag("figure", frame, words, class_=verdict)
 
 
-def cards(examples: Iterable[Example], names: Mapping[str, str]) -> Html:
-    """All questions in a grid."""
-    return tag("div", join(card(example, names) for example in examples), class_="cards")
+def cards(examples: Iterable[Example], names: Mapping[str, str], by: Sequence[Axis] = ()) -> Html:
+    """All questions in a grid, and how many of them are shown."""
+    grid = tag("div", join(card(example, names, by) for example in examples), class_="cards")
+    return join([grid, tag("p", class_="soft shown")])

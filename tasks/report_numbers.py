@@ -19,16 +19,9 @@ T_975 = (
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
 ENOUGH_SEEDS = 5
+NORMAL_975 = statistics.NormalDist().inv_cdf(0.975)
 
-# ThinkDiff-LVLM in arXiv 2502.10458v1, Tables 1 and 2, tasks in the order of the paper's columns.
-PAPER_TASKS = tuple(
-    f"{kind}-{version}" for version in ("I", "II") for kind in ("Color", "Background", "Style", "Action", "Texture")
-)
-PAPER_ACCURACY: Mapping[int, tuple[float, ...]] = {
-    2: (0.622, 0.349, 0.237, 0.459, 0.290, 0.511, 0.534, 0.340, 0.534, 0.292),
-    4: (0.638, 0.362, 0.254, 0.434, 0.317, 0.610, 0.590, 0.432, 0.664, 0.332),
-}
-# Table 3, means at 2 shots, by the names that the recipe `ablations` gives its conditions.
+# arXiv 2502.10458v1, Table 3, means at 2 shots, by the names that the recipe `ablations` gives its conditions.
 PAPER_ABLATIONS: Mapping[str, float] = {"aligned": 0.417, "no masking": 0.287, "input tokens": 0.016}
 BASE = "aligned"
 
@@ -62,6 +55,13 @@ class Scores:
     def cell(self, method: str, shots: int, group: str = "mean") -> Cell | None:
         """One accuracy, or None when nothing was scored there."""
         return self.cells.get((method, shots, group))
+
+    def joined(self, others: Mapping[str, Scores]) -> Scores:
+        """These with the cells of other systems' scorecards, which have one method each, under the systems' names."""
+        cells = dict(self.cells)
+        for name, scores in others.items():
+            cells |= {(name, shots, group): cell for (_, shots, group), cell in scores.cells.items()}
+        return Scores((*self.methods, *others), self.shots, self.tasks, self.confidence, cells)
 
 
 @dataclass(frozen=True)
@@ -122,17 +122,23 @@ def mean_interval(values: Sequence[float]) -> Mean:
 
 
 def conditions(named: Mapping[str, Scores], method: str = "aligned") -> list[Condition]:
-    """Groups scorecards named `condition, seed N` by condition, in the order in which conditions first come."""
+    """Groups scorecards named `condition, seed N` by condition, in the order in which conditions first come.
+
+    Other methods that a condition's scorecards have (a text bridge, say) are conditions by their own names, after it.
+    """
     grouped: dict[str, dict[int, Scores]] = {}
     for key, scores in named.items():
         name, _, seed = key.rpartition(", seed ")
         grouped.setdefault(name or key, {})[int(seed) if name and seed.isdigit() else 0] = scores
     made = []
     for name, cards in grouped.items():
-        by_seed = {seed: accuracies(scores, method) for seed, scores in cards.items()}
         first = next(iter(cards.values()))
-        questions = {n: cell.pictures for n in first.shots if (cell := first.cell(method, n)) is not None}
-        made.append(Condition(name, by_seed, questions))
+        _, comma, decoder = name.partition(", ")
+        for found in sorted(first.methods, key=lambda each: each != method):
+            by_seed = {seed: accuracies(scores, found) for seed, scores in cards.items()}
+            questions = {n: cell.pictures for n in first.shots if (cell := first.cell(found, n)) is not None}
+            route = found.replace("_", " ")
+            made.append(Condition(name if found == method else f"{route}{comma}{decoder}", by_seed, questions))
     return made
 
 
@@ -190,6 +196,21 @@ def reading(difference: Difference) -> str:
     return "no clear difference" + (", unlike the paper" if paper is not None else "") + few
 
 
+def gained(scores: Scores, method: str, few: int, many: int) -> Mean | None:
+    """How much better a method is with more shots: a difference of means of tasks, whose questions are different ones.
+
+    Its 95% interval is the normal one of the tasks' binomial variances.
+    """
+    pairs = [(scores.cell(method, few, task), scores.cell(method, many, task)) for task in scores.tasks]
+    both = [(one, two) for one, two in pairs if one is not None and two is not None]
+    if not both:
+        return None
+    mean = statistics.fmean(two.accuracy - one.accuracy for one, two in both)
+    spread = sum(cell.accuracy * (1 - cell.accuracy) / cell.pictures for pair in both for cell in pair)
+    half = NORMAL_975 * math.sqrt(spread) / len(both)
+    return Mean(mean, mean - half, mean + half, len(both))
+
+
 def all_shots(found: Iterable[Condition]) -> list[int]:
     """The numbers of shots that any seed of any condition has."""
     return sorted({shots for condition in found for scores in condition.by_seed.values() for shots in scores})
@@ -210,11 +231,3 @@ def chance(spec: CobsatPrompts) -> Chance:
         blind=statistics.fmean(1 / (written * latent) for written, latent in sizes),
         query_only=statistics.fmean(1 / latent for _, latent in sizes),
     )
-
-
-def paper_accuracy(shots: int, task: str) -> float | None:
-    """The paper's accuracy of ThinkDiff-LVLM in a task, or in the mean of the tasks."""
-    found = PAPER_ACCURACY.get(shots)
-    if found is None or task not in (*PAPER_TASKS, "mean"):
-        return None
-    return statistics.fmean(found) if task == "mean" else found[PAPER_TASKS.index(task)]

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from thinkdiff.schemas.artifact import Artifact
 from thinkdiff.schemas.features import FeatureStatistics
 from thinkdiff.tasks.report_ablations import ablations
 from thinkdiff.tasks.report_accuracy import NAMES, accuracy, by_task
+from thinkdiff.tasks.report_confusion import Confusion, confused
 from thinkdiff.tasks.report_data import data
-from thinkdiff.tasks.report_examples import Example, cards, hero
+from thinkdiff.tasks.report_examples import Example, axes, cards, hero
+from thinkdiff.tasks.report_failures import BLAMED, Counts, failures
 from thinkdiff.tasks.report_features import Spoken, features
+from thinkdiff.tasks.report_filters import Axis, buttons, rules
 from thinkdiff.tasks.report_losses import Trained
 from thinkdiff.tasks.report_markup import Child, Html, join, percent, plural, table, tag
 from thinkdiff.tasks.report_numbers import Chance, Condition, Scores
@@ -44,6 +47,16 @@ class Content:
     variants: Mapping[str, Artifact]
     trained: Sequence[Trained] = ()
     readings: Sequence[Mapping[str, str]] = ()
+    comparable: bool = False
+    failed: Counts = field(default_factory=dict)
+    confused: Sequence[Confusion] = ()
+    second: bool = False
+    read_back: bool = False
+
+    @property
+    def axes(self) -> list[Axis]:
+        """What the questions are filtered by."""
+        return axes(self.scores.tasks, self.scores.shots, list(BLAMED.values()) if self.failed else ())
 
     def model(self, role: str, field: str) -> str:
         """The name of a model that an artifact's spec asked for."""
@@ -61,12 +74,13 @@ def page(content: Content) -> bytes:
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="referrer", content="no-referrer"),
         tag("title", content.title),
-        tag("style", Html(STYLE)),
+        tag("style", Html(STYLE + rules(content.axes, "pictures", ".card"))),
     )
     sections = [
         ("accuracy", "Accuracy", accuracy(content.scores, content.chance, content.model("scores", "judge"))),
         ("pictures", "Questions and pictures", pictures(content)),
-        ("tasks", "Task by task", by_task(content.scores)),
+        ("tasks", "Task by task", by_task(content.scores, content.comparable)),
+        ("failures", "Mistakes", mistakes(content)),
         ("training", "Training the aligner", training(content)),
         ("data", "Captions and pictures", data(content.artifacts["captions"], content.artifacts["images"])),
         ("features", "What the VLM says", features(content.answers, content.statistics)),
@@ -107,11 +121,19 @@ def pictures(content: Content) -> Html:
     if not content.examples:
         return tag("p", "This report was asked to show no examples.", class_="soft")
     note = (
-        f"{plural(len(content.examples), 'question')}, spread evenly over the tasks and chosen by a hash of their "
-        "names, so nobody picked the good ones. Under each drawn picture stands what the judge sees in it; ✓ means "
-        "that object and attribute are both right."
+        f"{plural(len(content.examples), 'question')}, spread evenly over the tasks, and of the failures over what "
+        "they are put down to, all chosen by a hash of their names, so nobody picked the good ones. Under each drawn "
+        "picture stands what the judge sees in it; ✓ means that object and attribute are both right."
     )
-    return join([tag("p", note), cards(content.examples, NAMES)])
+    return join([tag("p", note), buttons(content.axes, "pictures"), cards(content.examples, NAMES, content.axes)])
+
+
+def mistakes(content: Content) -> Html:
+    """Which part of the chain fails, and which words are taken for which."""
+    parts = [failures(content.failed, content.second, content.read_back), confused(content.confused)]
+    if not any(parts):
+        return tag("p", "No picture of the aligned route is wrong.", class_="soft")
+    return join(parts)
 
 
 def training(content: Content) -> Html:

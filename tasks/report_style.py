@@ -168,7 +168,17 @@ th small, td small { display: block; white-space: nowrap; line-height: 1.25; }
 }
 .card header b { color: var(--ink); font-weight: 650; }
 .strip { display: grid; gap: .4rem; grid-auto-columns: minmax(0, 4rem); grid-auto-flow: column; }
-.answers { display: grid; gap: .7rem; grid-template-columns: repeat(3, minmax(0, 1fr)); }
+.answers { display: grid; gap: .7rem; grid-template-columns: repeat(auto-fill, minmax(62px, 1fr)); }
+.filters { display: grid; gap: .5rem; margin-top: 1.2rem; font-size: .8125rem; }
+.filters fieldset { border: 0; margin: 0; padding: 0; display: flex; flex-wrap: wrap; gap: .35rem; }
+.filters legend { float: left; width: 7rem; color: var(--soft); padding: .2rem 0; }
+.filters label { border: 1px solid var(--line); border-radius: 1rem; padding: .2rem .7rem; cursor: pointer; }
+.filters input { position: absolute; opacity: 0; width: 1px; height: 1px; }
+.filters label:has(:checked) { background: var(--accent); border-color: var(--accent); color: var(--paper); }
+.filters label:has(:focus-visible) { outline: 2px solid var(--accent); outline-offset: 2px; }
+section { counter-reset: shown; }
+.card { counter-increment: shown; }
+.shown::after { content: counter(shown) " shown"; }
 .asked {
   font-size: .8125rem; line-height: 1.3; color: var(--soft); margin: .9rem 0 .7rem;
   border-top: 1px solid var(--line); padding-top: .7rem;

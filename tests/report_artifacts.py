@@ -28,7 +28,16 @@ from thinkdiff.storage.image_parts import ImageParts, Spool
 from thinkdiff.storage.media_files import MediaWriter
 from thinkdiff.storage.records import write_record
 from thinkdiff.storage.root import Folder
-from thinkdiff.storage.score_tables import PROMPTS, VERDICTS, AskedPrompt, Verdict, write_rows
+from thinkdiff.storage.score_tables import (
+    PROMPTS,
+    READINGS,
+    SECOND,
+    VERDICTS,
+    AskedPrompt,
+    Reading,
+    Verdict,
+    write_rows,
+)
 from thinkdiff.tasks.cobsat import pictures, prompts, true_caption
 from thinkdiff.tasks.feature_statistics import measure
 from thinkdiff.tasks.score_cobsat import count
@@ -115,6 +124,7 @@ def make_features(folder: Folder) -> list[FileEntry]:
 
 
 def make_media(root: Path, number: int, queries: FeatureSet, methods=METHODS) -> MediaSet:
+    """Pictures of every prompt; two answers of three name what is asked for, and so do two readings of three."""
     folder, asked = stage_folder(root, "generate_media", number), prompts(ASKED)
     rows = [
         AskedPrompt(
@@ -125,12 +135,13 @@ def make_media(root: Path, number: int, queries: FeatureSet, methods=METHODS) ->
             p.held_out,
             p.target_value,
             p.target_thing,
-            HOSTILE,
+            f"{HOSTILE} {true_caption(ASKED, p) if i % 3 else ''}",
             true_caption(ASKED, p),
         )
-        for p in asked
+        for i, p in enumerate(asked)
     ]
-    files = [write_rows(folder, PROMPTS, AskedPrompt, rows)]
+    read = [Reading(p.name, f"<u>{true_caption(ASKED, p) if i // 3 % 3 else ''}") for i, p in enumerate(asked)]
+    files = [write_rows(folder, PROMPTS, AskedPrompt, rows), write_rows(folder, READINGS, Reading, read)]
     for method in methods:
         files += MediaWriter(folder).commit(method, 0, [(p.name, png(method + p.name)) for p in asked])
     spec = MediaSpec(decoder=Model(name="some/decoder"), t5=Model(name="t5"), methods=methods).model_dump(mode="json")
@@ -149,10 +160,12 @@ def make_scores(root: Path, number: int, media: MediaSet, odds: dict[str, float]
                 value, p.target_thing, right, True, right, 0.0,
             )
         )  # fmt: skip
+    other = [v._replace(right=True, value=v.target_value) if rng.random() < 0.2 else v for v in verdicts]
     found = {m: count([v for v in verdicts if v.method == m], 0.95) for m in media.stats["methods"]}
     folder = stage_folder(root, "score_cobsat", number)
     files = [
         write_rows(folder, VERDICTS, Verdict, verdicts),
+        write_rows(folder, SECOND, Verdict, other),
         folder.write("scores.json", json.dumps({"confidence": 0.95, "methods": found}).encode()),
     ]
     headline = {m: {s: by[s]["mean"]["accuracy"] for s in by} for m, by in found.items()}
@@ -244,7 +257,7 @@ class Parsed(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "br"):
+        if tag not in ("meta", "img", "br", "input"):
             self._open.append(tag)
         if tag == "table":
             self.tables.append([])

@@ -9,12 +9,12 @@ import logging
 import math
 import shutil
 import statistics
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import NO_CHROMIUM, Browser
 from PIL import Image
 from report_artifacts import ASKED, HOSTILE, KEYS, METHODS, Parsed, artifact, build, png, stage_folder
 
@@ -31,7 +31,7 @@ from thinkdiff.tasks.report_examples import choose, inline
 from thinkdiff.tasks.report_numbers import T_975, Condition, differences, mean_interval, reading
 from thinkdiff.tasks.step import Made, Work
 
-SECTIONS = ["accuracy", "pictures", "tasks", "training", "data", "features", "ablations", "provenance"]
+SECTIONS = ["accuracy", "pictures", "tasks", "failures", "training", "data", "features", "ablations", "provenance"]
 
 
 @pytest.fixture(scope="module")
@@ -41,18 +41,20 @@ def built(tmp_path_factory):
     return (root, *build(root))
 
 
-def made(root: Path, parents, variants, number: int = 0, **changes) -> Made:
+def made(root: Path, parents, variants, number: int = 0, others=None, **changes) -> Made:
     """What the stage's own body leaves, outside of Prefect."""
     folder = stage_folder(root, "render_report", number)
     work = Work(folder, Execution(root=str(root)), Lease(folder, 30), logging.getLogger("test"))
-    return render_report.body(work, ReportSpec(title="A <i>title</i>", **changes), **parents, variants=variants)
+    return render_report.body(
+        work, ReportSpec(title="A <i>title</i>", **changes), **parents, variants=variants, others=others or {}
+    )
 
 
 def render(built, variants, number: int = 0, **changes) -> str:
     """The page of a report."""
     root, parents, _ = built
     found = made(root, parents, variants, number, **changes)
-    assert [entry.path for entry in found.files] == ["report.html"]
+    assert [entry.path for entry in found.files] == ["report.html", "tables.md", "tables.tex"]
     return stage_folder(root, "render_report", number).read("report.html").decode()
 
 
@@ -107,8 +109,8 @@ def test_report_pictures_and_verdicts_are_those_of_the_artifacts(built, html, pa
     media, scores = built[1]["media"], built[1]["scores"]
     verdicts = {(v.method, v.name): v.right for v in read_verdicts(scores)}
     names = [attrs["data-prompt"] for _, attrs in parsed.tags if "data-prompt" in attrs]
-    assert len(names) == 20
-    assert len({name.rsplit("/", 1)[0] for name in names}) == 20  # ten tasks at 2 and 4 shots, one each
+    assert len(names) == 20 + 12  # and the failures
+    assert len({name.rsplit("/", 1)[0] for name in names}) == 20  # ten tasks at 2 and 4 shots
     for name, card in zip(names, html.split("<article")[1 : len(names) + 1], strict=True):
         answers = card.split('class="answers"')[1]
         marks = [part.split('"')[0] == "right" for part in answers.split('<figure class="')[1:]]
@@ -226,7 +228,7 @@ def test_report_without_a_demonstration_picture_leaves_its_place_empty(built, tm
     }
     moved["trained"] = {}
     shutil.rmtree(root / "data")
-    page = Parsed(render((root, moved, {}), {}, 2, examples=3))
+    page = Parsed(render((root, moved, {}), {}, 2, examples=3, failures=0))
     assert page.text.count("Right answer:") == 3
     assert "its place stays empty" in caplog.text
 
@@ -257,7 +259,7 @@ def test_report_of_an_untrained_aligner_has_no_curve(built):
     entry = stage_folder(root, "train_aligner", 9).write("losses.json", b'{"training": [], "validation": []}')
     spec = AlignerSpec(t5=Model(name="t5"), steps=0).model_dump(mode="json")
     untrained = artifact(AlignerCheckpoint, root, "train_aligner", 9, [entry], spec, counts={"steps": 0})
-    page = Parsed(render((root, parents | {"aligner": untrained}, {}), {}, 3, examples=0))
+    page = Parsed(render((root, parents | {"aligner": untrained}, {}), {}, 3, examples=0, failures=0))
     assert "left untrained here" in page.text
     assert "has no step to show" in page.text
     assert "asked to show no examples" in page.text
@@ -339,29 +341,21 @@ def test_report_leaves_its_tables_as_markdown(built):
     assert "thinkdiff run ablations" in made(root, parents, {}, 5).page
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: apt-get install chromium")
-def test_report_in_a_browser_is_not_blank_and_follows_the_colour_scheme(built, html, tmp_path):
-    grounds = []
-    for scheme in ("light", "dark"):
-        page, picture = tmp_path / f"{scheme}.html", tmp_path / f"{scheme}.png"
-        page.write_text(html)
-        dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
-        subprocess.run(
-            [
-                str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-                "--disable-background-networking", "--disable-component-update", "--disable-sync",
-                "--hide-scrollbars", f"--user-data-dir={tmp_path / 'profile'}", *dark, "--window-size=1280,2400",
-                f"--screenshot={picture}", page.as_uri(),
-            ],
-            check=True, capture_output=True, timeout=120,
-        )  # fmt: skip
-        pixels = np.asarray(Image.open(picture).convert("RGB")).astype(int)
-        ground = pixels[2, 2]
-        marked = (np.abs(pixels - ground).max(2) > 40).mean(1)
-        assert (marked > 0).mean() > 0.4  # rows that hold something, from the title down to the pictures
-        assert marked[1600:].max() > 0.05
-        grounds.append(ground.sum())
+@NO_CHROMIUM
+def test_report_in_a_browser_is_not_blank_and_follows_the_colour_scheme(html, tmp_path):
+    page, picture, grounds = tmp_path / "report.html", tmp_path / "report.png", []
+    page.write_text(html)
+    with Browser(tmp_path) as browser:
+        browser.open(page.as_uri())
+        for scheme in ("light", "dark"):
+            wanted = [{"name": "prefers-color-scheme", "value": scheme}]
+            browser.call("Emulation.setEmulatedMedia", features=wanted)
+            browser.screenshot(picture)
+            pixels = np.asarray(Image.open(picture).convert("RGB")).astype(int)
+            ground = pixels[2, 2]
+            marked = (np.abs(pixels - ground).max(2) > 40).mean(1)
+            assert (marked > 0).mean() > 0.4  # rows that hold something, from the title down to the pictures
+            assert marked[1600:].max() > 0.05
+            grounds.append(ground.sum())
+        assert browser.problems == []
     assert grounds[0] > 700 > 120 > grounds[1]
