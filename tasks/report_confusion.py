@@ -23,7 +23,7 @@ NONE = "none"
 
 @dataclass(frozen=True)
 class Confusion:
-    """The words of one kind (attribute, object, animal) in one family, and how often each was seen where each was wanted."""
+    """The words of one kind (attribute, object, animal) in a family: how often each was seen where one was wanted."""
 
     family: str
     kind: str
