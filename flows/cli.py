@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from thinkdiff.flows import cli_compare
 from thinkdiff.schemas.artifact import STAGES, Artifact, Execution
 from thinkdiff.schemas.cobsat import CobsatPrompts
 from thinkdiff.schemas.errors import SpecError, ThinkDiffError
@@ -220,6 +221,9 @@ def generate(
     text = compose(spec, chosen_aligner(where, aligner), parts, out, seed, where)
     typer.echo(f"the VLM's words: {text}")
     typer.echo(f"picture: {out}")
+
+
+app.command()(cli_compare.compare)
 
 
 @app.command("export-aligner")

@@ -20,13 +20,11 @@ from thinkdiff.tasks.report_examples import Example, axes, cards, hero
 from thinkdiff.tasks.report_failures import BLAMED, Counts, failures
 from thinkdiff.tasks.report_features import Spoken, features
 from thinkdiff.tasks.report_filters import Axis, buttons, rules
+from thinkdiff.tasks.report_frame import document
 from thinkdiff.tasks.report_losses import Trained
 from thinkdiff.tasks.report_markup import Child, Html, join, percent, plural, table, tag
 from thinkdiff.tasks.report_numbers import Chance, Condition, Scores
 from thinkdiff.tasks.report_plots import curves
-from thinkdiff.tasks.report_style import STYLE
-
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True)
@@ -67,15 +65,6 @@ class Content:
 
 def page(content: Content) -> bytes:
     """The whole page as UTF-8."""
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="referrer", content="no-referrer"),
-        tag("title", content.title),
-        tag("style", Html(STYLE + rules(content.axes, "pictures", ".card"))),
-    )
     sections = [
         ("accuracy", "Accuracy", accuracy(content.scores, content.chance, content.model("scores", "judge"))),
         ("pictures", "Questions and pictures", pictures(content)),
@@ -87,10 +76,8 @@ def page(content: Content) -> bytes:
         ("ablations", "Ablations", ablations(content.conditions, content.chance.blind, content.trained)),
         ("provenance", "Provenance", provenance(content)),
     ]
-    links = tag("nav", *(tag("a", title, href=f"#{name}") for name, title, _ in sections), aria_label="Sections")
-    body = [tag("section", tag("h2", title), inner, id=name) for name, title, inner in sections]
-    main = tag("main", opening(content), links, *body, footer(content))
-    return f"<!doctype html>\n{tag('html', head, tag('body', main), lang='en')}\n".encode()
+    style = rules(content.axes, "pictures", ".card")
+    return document(content.title, opening(content), sections, footer(content), style)
 
 
 def opening(content: Content) -> Html:
