@@ -79,7 +79,7 @@ def use_supported_python() -> None:
         if other := shutil.which(f"python{major}.{minor}"):
             probe = subprocess.run([other, "-c", "import venv"], capture_output=True, check=False)
             if probe.returncode == 0:
-                os.execv(other, [other, *sys.argv])
+                os.execv(other, [other, *sys.argv])  # noqa: S606 (a Python that was just found)
     raise InstallError(
         f"found Python {platform.python_version()}, expected 3.11 or 3.12. The lock's packages have no "
         "wheels for it. Install Python 3.11 and run this again."
