@@ -52,6 +52,10 @@ def run(
         list[str] | None,
         typer.Option("--set", help="a value of the spec, e.g. aligner.lr=0.001, or of the run, e.g. run.workers=4"),
     ] = None,
+    with_: Annotated[
+        list[str] | None,
+        typer.Option("--with", help="imported pictures of another system to score beside these (repeatable)"),
+    ] = None,
     data: Annotated[str | None, typer.Option(help="where relative collection URLs start; default ROOT/data")] = None,
     device: Device = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads of a model; 0 leaves it to the recipe")] = 0,
@@ -73,14 +77,14 @@ def run(
         assign(values, assignment)
     execution = validated(Execution, values.pop("run"))
     spec = validated(PipelineSpec, values)
-    result = run_flow(recipe=recipe, target=until, spec=spec, run=execution, refresh=refresh or [])
+    result = run_flow(recipe=recipe, target=until, spec=spec, run=execution, refresh=refresh or [], others=with_ or [])
     if as_json:
         typer.echo(json.dumps(result))
         return
     for line in result["stages"]:
         if line["role"] == line["stage"] or len(result["stages"]) < 20:
             typer.echo(f"{line['state']:<10} {line['role']:<18} {line['seconds']:8.1f} s  {line['uri']}")
-    for method, by_shots in result["scores"].items():
+    for method, by_shots in (result["scores"] | result["others"]).items():
         typer.echo(f"{method:<14} " + "  ".join(f"{shots}-shot {value:.3f}" for shots, value in by_shots.items()))
     if result["report"]:
         typer.echo(f"report: {result['report']}")

@@ -22,6 +22,7 @@ from thinkdiff.schemas.report import ReportSpec
 from thinkdiff.schemas.scores import ClassifierJudge, ClipJudge, ScoreSpec, VlmJudge
 
 MINI_INSTRUCTION = "I give you several words and pictures. Describe the next picture."
+MINI_PROMPT_ROWS = 30  # the world's longest caption and its end token: the longest prompt that mini-flux has learnt
 ABLATION_SEEDS = 3
 
 
@@ -66,7 +67,7 @@ def ablations() -> PipelineSpec:
     """mini on 1,000 prompts, with the paper's ablations over three aligner seeds, and those of ThinkDiff-CLIP."""
     base = miniature(name="ablations", per_task=50, input_tokens=True)
     assert base.media is not None
-    robust = base.media.but(methods=("aligned",))
+    robust = base.media.but(methods=("aligned",), read_back=False)
     fragile = robust.but(transformer=mini_model("mini-flux-less-robust"))
     changes: dict[str, dict[str, object]] = {
         "aligned": {},
@@ -79,22 +80,36 @@ def ablations() -> PipelineSpec:
         "8 tokens": {"tokens": 8},
         "random aligner": {"steps": 0},
     }
-    cells = [(name, change, robust) for name, change in changes.items()]
-    cells += [(f"{name}, less robust decoder", changes[name], fragile) for name in ("aligned", "no masking")]
-    variants = tuple(
-        Variant(name=name, aligner=base.aligner.but(**change, seed=seed), media=media)
-        for name, change, media in cells
+    variants: list[Variant] = []
+    for name, change in changes.items():
+        variants += seeded(name, base.aligner.but(**change), base.media if name == "aligned" else robust)
+    variants += forced_rows(base)
+    for name in ("aligned", "no masking"):
+        variants += seeded(f"{name}, less robust decoder", base.aligner.but(**changes[name]), fragile)
+    for name, change in clip_changes().items():
+        aligner = clip_aligner(base.aligner).but(**change)
+        variants += seeded(f"CLIP: {name}", aligner, None, features=mini_tower())
+    return base.model_copy(update={"variants": tuple(variants)})
+
+
+def seeded(name: str, aligner: AlignerSpec, media: MediaSpec | None, **more: FeatureSpec) -> list[Variant]:
+    """A condition once for each seed: of its aligner, and of the noise that its pictures start from.
+
+    Those of one seed start from the same noise in all conditions.
+    """
+    return [
+        Variant(name=name, aligner=aligner.but(seed=seed), media=media and media.but(seed=media.seed + seed), **more)
         for seed in range(ABLATION_SEEDS)
-    )
-    clip = clip_changes()
-    variants += tuple(
-        Variant(
-            name=f"CLIP: {name}", aligner=clip_aligner(base.aligner).but(**change, seed=seed), features=mini_tower()
-        )
-        for name, change in clip.items()
-        for seed in range(ABLATION_SEEDS)
-    )
-    return base.model_copy(update={"variants": variants})
+    ]
+
+
+def forced_rows(base: PipelineSpec) -> list[Variant]:
+    """As the authors draw: the VLM goes on behind its end token to the last row, and all rows are read."""
+    assert base.queries is not None
+    assert base.media is not None
+    media = base.media.but(methods=("aligned",), read_back=False, keep_eos=True)
+    name, queries = f"forced {base.queries.max_tokens} rows", base.queries.but(end_policy="run_on")
+    return seeded(name, base.aligner, media, queries=queries)
 
 
 def clip_changes() -> dict[str, dict[str, object]]:
@@ -181,7 +196,7 @@ def miniature(name: str, per_task: int, input_tokens: bool = False, tuning: bool
         ),
         media=MediaSpec(
             decoder=mini_model("mini-flux"), t5=t5, height=32, width=32, steps=16, guidance_scale=1.0,
-            true_cfg_scale=3.0, precision="float32", seed=1,
+            true_cfg_scale=3.0, precision="float32", prompt_rows=MINI_PROMPT_ROWS, read_back=True, seed=1,
         ),
         scores=ScoreSpec(judge=ClassifierJudge(model=mini_model("mini-judge"))),
         report=ReportSpec(title="ThinkDiff in miniature"),
@@ -241,7 +256,9 @@ def lvlm_paper() -> PipelineSpec:
         queries=features.but(
             prompts=CobsatPrompts(families=COBSAT_FAMILIES, images="cobsat/datasets"), max_tokens=128, end_policy="stop"
         ),
-        media=MediaSpec(decoder=Model(name="black-forest-labs/FLUX.1-dev"), t5=Model(name="google/t5-v1_1-xxl")),
+        media=MediaSpec(
+            decoder=Model(name="black-forest-labs/FLUX.1-dev"), t5=Model(name="google/t5-v1_1-xxl"), read_back=True
+        ),
         scores=ScoreSpec(
             judge=VlmJudge(model=Model(name="llava-hf/llava-1.5-13b-hf")),
             second=ClipJudge(model=Model(name="openai/clip-vit-base-patch32")),
@@ -271,13 +288,14 @@ def lvlm_paper_ablations() -> PipelineSpec:
         "mean of four ranks' means": {"loss_mean": "groups"},
         **{f"{tokens} tokens": {"tokens": tokens} for tokens in (16, 32, 128)},
     }
-    aligner = base.aligner.but(tokens=64)
-    variants = tuple(
-        Variant(name=name, aligner=aligner.but(**change, seed=seed), media=base.media)
-        for name, change in changes.items()
-        for seed in range(ABLATION_SEEDS)
-    )
-    update = {"name": "lvlm-paper-ablations", "features": features, "aligner": aligner, "variants": variants}
+    assert base.media is not None
+    lone = base.media.but(methods=("aligned",), read_back=False)
+    base = base.model_copy(update={"aligner": base.aligner.but(tokens=64)})
+    variants: list[Variant] = []
+    for name, change in changes.items():
+        variants += seeded(name, base.aligner.but(**change), base.media if name == "aligned" else lone)
+    variants += forced_rows(base)
+    update = {"name": "lvlm-paper-ablations", "features": features, "variants": tuple(variants)}
     return base.model_copy(update=update)
 
 

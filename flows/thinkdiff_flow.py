@@ -13,7 +13,9 @@ from pydantic import Field
 from thinkdiff.flows import recipes
 from thinkdiff.schemas.aligner import AlignerCheckpoint
 from thinkdiff.schemas.artifact import STAGES, Artifact, Execution, Frozen, Stage
+from thinkdiff.schemas.cobsat import CobsatPrompts
 from thinkdiff.schemas.errors import SpecError
+from thinkdiff.schemas.media import MediaSet
 from thinkdiff.schemas.pipeline import PipelineSpec, Variant
 from thinkdiff.schemas.scores import Scorecard
 from thinkdiff.tasks.extract_features import extract_features
@@ -43,6 +45,7 @@ class RunResult(Frozen):
 
     stages: list[StageResult]
     scores: dict[str, dict[str, float]] = Field(default_factory=dict)
+    others: dict[str, dict[str, float]] = Field(default_factory=dict, description="by other system, by shots")
     report: str | None = None
 
 
@@ -64,11 +67,18 @@ class Ledger:
         )  # fmt: skip
         return artifact
 
-    def result(self, scores: Scorecard | None = None, report: Artifact | None = None) -> RunResult:
+    def result(
+        self,
+        scores: Scorecard | None = None,
+        others: dict[str, Scorecard] | None = None,
+        report: Artifact | None = None,
+    ) -> RunResult:
         """The run as a value."""
+        told = {name: card.stats["scores"] for name, card in (others or {}).items()}
         return RunResult(
             stages=self.lines,
             scores=scores.stats["scores"] if scores else {},
+            others={name: by_shots for name, methods in told.items() for by_shots in methods.values()},
             report=report.path("report.html") if report else None,
         )
 
@@ -80,6 +90,7 @@ def thinkdiff(
     spec: PipelineSpec | None = None,
     run: Execution = Execution(),  # noqa: B008 (frozen)
     refresh: list[Stage] | None = None,
+    others: list[str] | None = None,
 ) -> dict[str, Any]:
     """Builds `target` of a recipe, or of a spec of one's own, under `run.root`.
 
@@ -89,8 +100,10 @@ def thinkdiff(
         spec: a whole pipeline instead of the recipe's.
         run: where and how fast to run; never changes a result.
         refresh: stages to compute again although their records are there.
+        others: imported pictures of other systems to score, too, beside those that the spec names.
     """
     spec = spec or recipes.recipe(recipe)
+    spec = spec.model_copy(update={"others": (*spec.others, *(others or ()))})
     if refresh:
         run = run.model_copy(update={"refresh": tuple(refresh)})
     must_reach(spec, target)
@@ -114,6 +127,7 @@ def must_reach(spec: PipelineSpec, target: Stage) -> None:
 
 def pipeline(spec: PipelineSpec, last: int, run: Execution) -> RunResult:
     """The stages in order, up to number `last` of STAGES."""
+    rivals = imported_media(spec, run) if last >= STAGES.index("score_cobsat") else {}
     recipes.prepare(spec, run)
     ledger = Ledger()
     captions = ledger.add(sample_captions(run, spec.captions))
@@ -133,18 +147,34 @@ def pipeline(spec: PipelineSpec, last: int, run: Execution) -> RunResult:
     assert spec.media is not None
     queries = ledger.add(extract_features(run, spec.queries, None), role="benchmark prompts")
     media = ledger.add(generate_media(run, spec.media, queries, aligner))
-    scores = None
+    scores, others = None, dict[str, Scorecard]()
     if last >= STAGES.index("score_cobsat"):
         assert spec.scores is not None
         scores = ledger.add(score_cobsat(run, spec.scores, media))
+        for name, rival in rivals.items():
+            others[name] = ledger.add(score_cobsat(run, spec.scores, rival), role=f"scores of {name}")
     variants = built_variants(spec, last, run, ledger, images, features, queries)
     if scores is None or last < STAGES.index("render_report"):
-        return ledger.result(scores)
+        return ledger.result(scores, others)
     cards, trained = variants if spec.variants else found_variants(spec.name, run, images)
     report = ledger.add(
-        render_report(run, spec.report, captions, images, features, aligner, media, scores, cards, trained, {})
+        render_report(run, spec.report, captions, images, features, aligner, media, scores, cards, trained, others)
     )
-    return ledger.result(scores, report)
+    return ledger.result(scores, others, report)
+
+
+def imported_media(spec: PipelineSpec, run: Execution) -> dict[str, MediaSet]:
+    """The pictures of other systems that a spec names, by name. Raises SpecError for those that are not there."""
+    from thinkdiff.tasks.given_pictures import imported
+
+    asked, found = spec.queries.prompts if spec.queries else None, dict[str, MediaSet]()
+    if not isinstance(asked, CobsatPrompts):
+        return found
+    for reference in spec.others:
+        media = imported(run.root, reference, asked)
+        name = str(media.spec["name"])
+        found[f"{name} {media.fingerprint[:12]}" if name in found else name] = media
+    return found
 
 
 def built_variants(
@@ -154,13 +184,15 @@ def built_variants(
     cards: dict[str, Scorecard] = {}
     trained: dict[str, AlignerCheckpoint] = {}
     for variant in spec.variants:
-        name, seen = variant_name(variant), features
+        name, seen, asked = variant_name(variant), features, queries
         if variant.features is not None:
             seen = ledger.add(extract_features(run, variant.features, images), role=f"features of {variant.name}")
         aligner = trained[name] = ledger.add(train_aligner(run, variant.aligner, seen), role=name)
         if variant.media is None or last < STAGES.index("generate_media"):
             continue
-        media = ledger.add(generate_media(run, variant.media, queries, aligner), role=name)
+        if variant.queries is not None:
+            asked = ledger.add(extract_features(run, variant.queries, None), role=f"prompts of {variant.name}")
+        media = ledger.add(generate_media(run, variant.media, asked, aligner), role=name)
         if spec.scores is not None and last >= STAGES.index("score_cobsat"):
             cards[name] = ledger.add(score_cobsat(run, spec.scores, media), role=name)
     return cards, trained
@@ -171,8 +203,7 @@ def found_variants(name: str, run: Execution, images: Any) -> tuple[dict[str, Sc
     found: dict[str, Scorecard] = {}
     trained: dict[str, AlignerCheckpoint] = {}
     study = recipes.study(name)
-    queries = extract_features.lookup(run, study.queries, None) if study and study.queries else None
-    if study is None or queries is None:
+    if study is None:
         return found, trained
     for variant in study.variants:
         features = extract_features.lookup(run, variant.features or study.features, images)
@@ -180,7 +211,9 @@ def found_variants(name: str, run: Execution, images: Any) -> tuple[dict[str, Sc
         if aligner is None:
             continue
         trained[variant_name(variant)] = aligner
-        media = generate_media.lookup(run, variant.media, queries, aligner) if variant.media else None
+        asked = variant.queries or study.queries
+        queries = extract_features.lookup(run, asked, None) if asked else None
+        media = generate_media.lookup(run, variant.media, queries, aligner) if variant.media and queries else None
         scores = score_cobsat.lookup(run, study.scores, media) if media and study.scores else None
         if scores is not None:
             found[variant_name(variant)] = scores

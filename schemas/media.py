@@ -20,29 +20,45 @@ from pydantic import Field
 from thinkdiff.schemas.artifact import Artifact, Model, Spec, Stage
 from thinkdiff.schemas.cobsat import CobsatPrompts
 
-Method = Literal["aligned", "text_bridge", "true_caption"]
+Method = Literal["aligned", "text_bridge", "text_prompt", "true_caption"]
 
 
 class MediaSpec(Spec):
     """How pictures are made from prompt embeddings.
 
-    aligned: the VLM's features through the aligner; text_bridge: the VLM's *text* through the T5 encoder;
-    true_caption: the benchmark's own answer through the T5 encoder. A text is cut where the decoder's own pipeline
-    cuts it; aligned rows are never cut.
+    aligned: the VLM's features through the aligner. text_bridge: the VLM's *text* through the T5 encoder, in all else
+    like aligned: no rows of padding, and CLIPs are told the empty text. text_prompt: the same text as a user would hand
+    it to the decoder's own pipeline: padded as there, CLIPs are told it. true_caption: the benchmark's own answer as in
+    text_bridge. A text is cut where the decoder's own pipeline cuts it; aligned rows are never cut. Where a decoder
+    always pads and has no CLIP both forms of the text are one.
     """
 
     stage: ClassVar[Stage] = "generate_media"
-    later: ClassVar[Mapping[str, Any]] = {"padding": "empty", "frames": 49, "fps": 8}
+    later: ClassVar[Mapping[str, Any]] = {
+        "padding": "empty",
+        "frames": 49,
+        "fps": 8,
+        "prompt_rows": 512,
+        "read_back": False,
+    }
     decoder: Model = Field(
         description="a diffusers FluxPipeline, StableDiffusion3Pipeline, PixArtAlphaPipeline, PixArtSigmaPipeline, "
         "IFPipeline (stage I) or CogVideoXPipeline"
     )
     transformer: Model | None = Field(default=None, description="another denoiser in the same pipeline")
     t5: Model = Field(description="the T5 encoder of the text methods")
-    methods: tuple[Method, ...] = Field(default=("aligned", "text_bridge", "true_caption"), min_length=1)
+    methods: tuple[Method, ...] = Field(default=("aligned", "text_bridge", "text_prompt", "true_caption"), min_length=1)
     keep_eos: bool = Field(
         default=False,
-        description="let the end token's row be part of the prompt embeddings; of texts that are padded it always is",
+        description="let the end token's row, and rows behind it where the VLM ran on, be part of the prompt "
+        "embeddings; of texts that are padded the end token always is",
+    )
+    prompt_rows: int = Field(
+        default=512,
+        ge=1,
+        le=512,
+        description="of text_prompt, padding included: max_sequence_length of the decoder's pipeline; where that "
+        "takes fewer, as many, and where it always reads the same number, those",
     )
     padding: Literal["empty", "zeros"] = Field(
         default="empty",
@@ -64,13 +80,17 @@ class MediaSpec(Spec):
     frames: int = Field(default=49, ge=1, description="of a video; no picture depends on it")
     fps: int = Field(default=8, ge=1, description="frames a second at which a video is shown")
     precision: Literal["bfloat16", "float32"] = "bfloat16"
+    read_back: bool = Field(
+        default=False, description="let the T5 that taught the aligner say what it reads in the aligned rows"
+    )
     seed: int = Field(default=42, ge=0, description="hashed with a prompt's name into the seed of its picture")
 
 
 class MediaSet(Artifact):
     """`<method>/*.tar` of PNG pictures named by prompt and `prompts.parquet` (what was asked and answered).
 
-    A video decoder's are the frames in the middle, and `videos/<method>/*.tar` has the videos, MP4 files.
+    `readings.parquet` where aligned rows were read back: by prompt what the aligner's T5 said to them. Pictures of a
+    video decoder are the frames in the middle, and `videos/<method>/*.tar` has the videos, MP4 files.
     """
 
 

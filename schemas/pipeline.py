@@ -34,6 +34,9 @@ class Variant(Frozen):
     aligner: AlignerSpec
     media: MediaSpec | None = Field(default=None, description="none: the aligner's losses are all that is looked at")
     features: FeatureSpec | None = Field(default=None, description="what it is trained on; none: the pipeline's own")
+    queries: FeatureSpec | None = Field(
+        default=None, description="the benchmark's prompts through the VLM; none: the pipeline's own"
+    )
 
 
 class PipelineSpec(Frozen):
@@ -50,3 +53,8 @@ class PipelineSpec(Frozen):
     scores: ScoreSpec | None = Field(default=None, description="none: the pipeline ends with generate_media")
     report: ReportSpec = ReportSpec()
     variants: tuple[Variant, ...] = ()
+    others: tuple[str, ...] = Field(
+        default=(),
+        description="pictures of other systems to score beside the own ones: names that `thinkdiff import-media` gave "
+        "them, or starts of their fingerprints",
+    )

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, get_type_hints
 import pyarrow as pa
 
 from thinkdiff.schemas.artifact import Artifact, FileEntry
+from thinkdiff.schemas.errors import StoreError
 from thinkdiff.schemas.media import MediaSet
 from thinkdiff.schemas.scores import Scorecard
 from thinkdiff.storage.records import checked_bytes
@@ -96,6 +97,15 @@ def read_readings(artifact: MediaSet) -> dict[str, str]:
     """What is read back in each prompt's aligned rows, by its name; {} where nobody was asked to read."""
     rows: list[Reading] = read_rows(artifact, READINGS, Reading) if artifact.names(READINGS) else []
     return {row.name: row.text for row in rows}
+
+
+def stored_readings(folder: Folder, names: Sequence[str]) -> FileEntry | None:
+    """The readings of these prompts that an earlier try has left; None where they are not whole."""
+    try:
+        table = read_table(folder.read(READINGS), schema_of(Reading), f"{folder.uri}/{READINGS}")
+    except (FileNotFoundError, StoreError):
+        return None
+    return folder.hash(READINGS) if table.column("name").to_pylist() == list(names) else None
 
 
 def read_verdicts(artifact: Scorecard) -> list[Verdict]:

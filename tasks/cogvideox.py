@@ -9,6 +9,7 @@ Shapes: B batch, L rows of a prompt, D width of a row, F frames.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from thinkdiff.schemas.errors import SpecError
@@ -51,7 +52,12 @@ class CogVideoXDecoder(Decoder):
         return drawn((frames, config.in_channels, settings.height // factor, settings.width // factor), generators)
 
     def _inputs(
-        self, x_BLD: torch.Tensor, mask_BL: torch.Tensor, null_BLD: torch.Tensor, settings: Settings
+        self,
+        x_BLD: torch.Tensor,
+        mask_BL: torch.Tensor,
+        null_BLD: torch.Tensor,
+        settings: Settings,
+        texts: Sequence[str],
     ) -> dict[str, Any]:
         return {"prompt_embeds": x_BLD, "negative_prompt_embeds": null_BLD, "num_frames": settings.frames}
 

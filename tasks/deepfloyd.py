@@ -12,6 +12,7 @@ Shapes: B batch, L rows of a prompt, D width of a row.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from thinkdiff.tasks.diffusion import Decoder, Settings, TextRows
@@ -51,6 +52,11 @@ class DeepFloydDecoder(Decoder):
         """The pipeline takes no latents; it draws them first of all from the generators, in float32."""
 
     def _inputs(
-        self, x_BLD: torch.Tensor, mask_BL: torch.Tensor, null_BLD: torch.Tensor, settings: Settings
+        self,
+        x_BLD: torch.Tensor,
+        mask_BL: torch.Tensor,
+        null_BLD: torch.Tensor,
+        settings: Settings,
+        texts: Sequence[str],
     ) -> dict[str, Any]:
         return {"prompt_embeds": x_BLD, "negative_prompt_embeds": null_BLD, "clean_caption": False}

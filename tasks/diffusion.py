@@ -162,16 +162,18 @@ class Decoder(ABC):
         null_embeds: Rows,
         settings: Settings,
         batch: int = 64,
+        texts: Sequence[str] | None = None,
     ) -> Iterator[tuple[int, Pixels]]:
         """Yields (index of the prompt, picture or video) as they get done, not in the order of the prompts.
 
         prompt_embeds: one (L, D) each.
         seeds: one each; noise is drawn on the CPU from a generator per picture, so no picture depends on its batch.
-        null_embeds: (N, D) of the empty text, N as `text` says; read only when `reads_empty`.
+        null_embeds: (N, D) of the empty text, N as `text` says or as all prompts have; read only when `reads_empty`.
+        texts: one each, what the CLIPs of FLUX and Stable Diffusion 3 are told; by default the empty text.
         Raises SpecError for a size, width or number of rows that the model does not take, InputError for rows that
         are not finite.
         """
-        for i, x in self.samples(prompt_embeds, seeds, null_embeds, settings, batch):
+        for i, x in self.samples(prompt_embeds, seeds, null_embeds, settings, batch, texts):
             yield i, np.rint(x * 255).astype(np.uint8)
 
     @final
@@ -182,21 +184,31 @@ class Decoder(ABC):
         null_embeds: Rows,
         settings: Settings,
         batch: int = 64,
+        texts: Sequence[str] | None = None,
     ) -> Iterator[tuple[int, Floats]]:
         """As `generate`, before rounding: float32 in [0, 1]."""
-        assert len(seeds) == len(prompt_embeds)
+        texts = texts or [""] * len(seeds)
+        assert len(seeds) == len(prompt_embeds) == len(texts)
         self._check(prompt_embeds, null_embeds, settings)
         mixed = self.text.mask or self.text.fixed
         for at in batches([len(x_LD) for x_LD in prompt_embeds], batch, mixed):
             x_BLD, mask_BL = self._stacked([prompt_embeds[i] for i in at], null_embeds, settings.padding)
-            made = self._draw(x_BLD, mask_BL, null_embeds, [seeds[i] for i in at], settings)
+            made = self._draw(x_BLD, mask_BL, null_embeds, [seeds[i] for i in at], settings, [texts[i] for i in at])
             yield from zip(at, made, strict=True)
 
     @abstractmethod
     def _inputs(
-        self, x_BLD: torch.Tensor, mask_BL: torch.Tensor, null_BLD: torch.Tensor, settings: Settings
+        self,
+        x_BLD: torch.Tensor,
+        mask_BL: torch.Tensor,
+        null_BLD: torch.Tensor,
+        settings: Settings,
+        texts: Sequence[str],
     ) -> dict[str, Any]:
-        """What the pipeline is called with beside size, steps, guidance, noise and the kind of output."""
+        """What the pipeline is called with beside size, steps, guidance, noise and the kind of output.
+
+        texts: B of them, for the CLIPs of a family that has some.
+        """
 
     @abstractmethod
     def _noise(self, count: int, settings: Settings, generators: list[torch.Generator]) -> torch.Tensor | None:
@@ -205,6 +217,11 @@ class Decoder(ABC):
     @abstractmethod
     def _prepare(self) -> None:
         """What is read once from the parts of the folder, before the pipeline is brought to the device."""
+
+    def part_class(self, name: str) -> str:
+        """The class of a part of the pipeline's folder; "" where the folder has no such part."""
+        found = read_index(self.path).get(name)
+        return str(found[1] or "") if isinstance(found, list) else ""
 
     def _load(self, denoiser_path: str) -> Any:
         """The pipeline without what is left out. Raises ModelError when the denoiser lacks weights."""
@@ -249,7 +266,13 @@ class Decoder(ABC):
         return x_BLD, mask_BL
 
     def _draw(
-        self, rows: Floats, mask: npt.NDArray[np.bool_], null_ND: Rows, seeds: list[int], settings: Settings
+        self,
+        rows: Floats,
+        mask: npt.NDArray[np.bool_],
+        null_ND: Rows,
+        seeds: list[int],
+        settings: Settings,
+        texts: list[str],
     ) -> Floats:
         """(B, H, W, 3) or (B, F, H, W, 3) in [0, 1]."""
         import torch
@@ -259,7 +282,8 @@ class Decoder(ABC):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bfloat16"):
             latents = self._noise(len(seeds), settings, generators)
-            inputs = self._inputs(x_BLD, torch.from_numpy(mask).to(self.device), null.expand_as(x_BLD), settings)
+            mask_BL = torch.from_numpy(mask).to(self.device)
+            inputs = self._inputs(x_BLD, mask_BL, null.expand_as(x_BLD), settings, texts)
             if latents is not None:
                 inputs["latents"] = latents.to(self.device, self.read)
             made = self.pipeline(
@@ -288,7 +312,7 @@ class Decoder(ABC):
     def _check(self, prompt_embeds: Sequence[Rows], null_embeds: Rows, settings: Settings) -> None:
         self._check_settings(settings)
         text = self.text
-        if len(null_embeds) != text.null:
+        if len(null_embeds) != text.null and {len(null_embeds)} != {len(x_LD) for x_LD in prompt_embeds}:
             raise SpecError(
                 f"null embeddings: found {len(null_embeds)} rows, expected the {text.null} of the empty prompt."
             )

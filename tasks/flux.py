@@ -1,17 +1,20 @@
 """FLUX behind prompt embeddings, through diffusers' FluxPipeline: what sets it apart from the other families.
 
 FLUX takes no text mask and any number of rows, so only prompts of one length share a batch. It also reads one pooled
-text embedding: that of the empty text, as in the authors' scripts, where the folder has a CLIP. A folder without one
-(the miniature's) was trained with zeros in its place. `guidance_scale` is FLUX's distilled guidance; classifier-free
-guidance is `true_cfg_scale`.
+text embedding, where the folder has a CLIP: of the texts that are given, else of the empty text, as in the authors'
+scripts. A folder without one (the miniature's) was trained with zeros in its place. The pipeline's T5 is not told of
+padding. `guidance_scale` is FLUX's distilled guidance; classifier-free guidance is `true_cfg_scale`.
 
 Shapes: B batch, L rows of a prompt, D width of a row, P pooled width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from thinkdiff.tasks.clip_text import ClipText
 from thinkdiff.tasks.diffusion import Decoder, Settings, TextRows
 
 if TYPE_CHECKING:
@@ -23,7 +26,7 @@ class FluxDecoder(Decoder):
 
     pipelines = ("FluxPipeline",)
     denoiser = ("transformer", "FluxTransformer2DModel")
-    left_out = ("text_encoder_2", "tokenizer_2")
+    left_out = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
     scale = "true_cfg_scale"
 
     @property
@@ -32,26 +35,28 @@ class FluxDecoder(Decoder):
 
     @property
     def text(self) -> TextRows:
-        return TextRows()
+        return TextRows(t5_mask=False)
 
     @property
     def multiple(self) -> int:
         return self.pipeline.vae_scale_factor * 2
 
+    @cached_property
+    def _clip(self) -> ClipText:
+        """Stays once a text was given."""
+        return ClipText(self.path, "", self.part_class("text_encoder"), self.device, self.held)
+
     def _prepare(self) -> None:
         """The pooled embedding (1, P) of the empty text, or zeros where the folder has no CLIP."""
         import torch
 
-        encoder, tokenizer = self.pipeline.text_encoder, self.pipeline.tokenizer
-        if encoder is None:
+        self.has_clip = bool(self.part_class("text_encoder"))
+        if not self.has_clip:
             pooled = self.pipeline.transformer.config.pooled_projection_dim
             self.pooled_1P = torch.zeros(1, pooled, device=self.device, dtype=self.held)
         else:
-            ids = tokenizer(
-                [""], padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
-            ).input_ids
-            self.pooled_1P = encoder.to(self.device)(ids.to(self.device)).pooler_output.to(self.held)
-        self.pipeline.register_modules(text_encoder=None, tokenizer=None)
+            _, self.pooled_1P = self._clip([""])
+            del self._clip
 
     def _noise(self, count: int, settings: Settings, generators: list[torch.Generator]) -> torch.Tensor:
         import torch
@@ -61,13 +66,18 @@ class FluxDecoder(Decoder):
         return self.pipeline.prepare_latents(count, channels, *size, torch.float32, self.device, generators)[0]
 
     def _inputs(
-        self, x_BLD: torch.Tensor, mask_BL: torch.Tensor, null_BLD: torch.Tensor, settings: Settings
+        self,
+        x_BLD: torch.Tensor,
+        mask_BL: torch.Tensor,
+        null_BLD: torch.Tensor,
+        settings: Settings,
+        texts: Sequence[str],
     ) -> dict[str, Any]:
-        pooled_BP = self.pooled_1P.expand(len(x_BLD), -1)
+        empty_BP = self.pooled_1P.expand(len(x_BLD), -1)
         return {
             "prompt_embeds": x_BLD,
-            "pooled_prompt_embeds": pooled_BP,
+            "pooled_prompt_embeds": self._clip(texts)[1] if any(texts) and self.has_clip else empty_BP,
             "negative_prompt_embeds": null_BLD,
-            "negative_pooled_prompt_embeds": pooled_BP,
+            "negative_pooled_prompt_embeds": empty_BP,
             "true_cfg_scale": settings.true_cfg_scale,
         }

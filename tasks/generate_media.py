@@ -1,21 +1,22 @@
-"""Stage 5. The VLM's answers to the benchmark -> pictures, by the aligner, by the text bridge, or from true captions.
+"""Stage 5. The VLM's answers to the benchmark -> pictures, by the aligner, by the VLM's words, or from true captions.
 
 Prompts of one length are drawn together, since some decoders take no text mask; parts are cut in that order, and a part
 is the unit of commit. A picture's noise depends on (seed, prompt) alone, so the methods draw each prompt from the same
-noise. Of a video the frame in the middle is the picture that is judged and shown.
+noise. Of a video the frame in the middle is the picture that is judged and shown. Aligned rows may be read back first.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from thinkdiff.schemas.aligner import AlignerCheckpoint
+from thinkdiff.schemas.aligner import AlignerCheckpoint, AlignerSpec
+from thinkdiff.schemas.artifact import FileEntry
 from thinkdiff.schemas.cobsat import CobsatPrompts
 from thinkdiff.schemas.errors import InputError
 from thinkdiff.schemas.features import FeatureSet
@@ -26,14 +27,12 @@ from thinkdiff.tasks.step import Made, Work, step
 if TYPE_CHECKING:
     from thinkdiff.storage.score_tables import AskedPrompt
     from thinkdiff.tasks.diffusion import Decoder
+    from thinkdiff.tasks.prompt_rows import AlignedRows, Source
     from thinkdiff.tasks.t5_encoder import T5Encoder
 
 PART = 128
 VIDEO_PART = 4  # a video takes minutes where a picture takes seconds
 Named = list[tuple[str, bytes]]
-Embeddings = list[npt.NDArray[np.float32]]
-Source = tuple[list[int], Callable[[list[int]], Embeddings]]
-"""How many rows every prompt's embeddings have, and what makes those of some prompts, by their positions."""
 
 
 def picture_seed(seed: int, name: str) -> int:
@@ -52,6 +51,8 @@ def generate_media(work: Work, spec: MediaSpec, queries: FeatureSet, aligner: Al
     writer, painter = MediaWriter(work.folder), Painter(work, spec)
     size = VIDEO_PART if painter.video else PART
     parts = -(-len(prompts) // size)
+    aligned = aligned_rows(work, spec, queries, aligner) if "aligned" in spec.methods else None
+    read = [readings(work, aligner, aligned)] if spec.read_back and aligner and aligned else []
     with work.progress(len(prompts) * len(spec.methods), "pictures") as progress:
         for method in spec.methods:
             done = {kind: writer.committed(kind) for kind in painter.kinds(method)}
@@ -60,16 +61,16 @@ def generate_media(work: Work, spec: MediaSpec, queries: FeatureSet, aligner: Al
             missing = [part for part in range(parts) if part not in whole]
             if not missing:
                 continue
-            lengths, embed = source_of(method, painter, prompts, queries, aligner)
-            order = sorted(range(len(prompts)), key=lambda i: (lengths[i], i))
+            source = source_of(method, painter, prompts, aligned)
+            order, null = sorted(range(len(prompts)), key=lambda i: (source.lengths[i], i)), painter.null(source.null)
             for part in missing:
                 chosen = order[part * size : (part + 1) * size]
-                made = painter.paint([prompts[i].name for i in chosen], embed(chosen))
+                made = painter.paint([prompts[i].name for i in chosen], source, chosen, null)
                 for (kind, found), named in zip(done.items(), made, strict=True):
                     if part not in found:
                         writer.commit(kind, part, named)
                 progress.advance(len(chosen))
-    files = [write_rows(work.folder, PROMPTS, AskedPrompt, prompts)]
+    files = [write_rows(work.folder, PROMPTS, AskedPrompt, prompts), *read]
     for kind in (kind for method in spec.methods for kind in painter.kinds(method)):
         files += writer.files(kind, parts)
     total = len(prompts) * len(spec.methods)
@@ -106,54 +107,43 @@ def asked_prompts(queries: FeatureSet) -> list[AskedPrompt]:
     ]  # fmt: skip
 
 
-def source_of(
-    method: Method, painter: Painter, prompts: list[AskedPrompt], queries: FeatureSet, aligner: AlignerCheckpoint | None
-) -> Source:
-    """The prompt embeddings of one method, made part by part: those of a whole benchmark may not fit in memory."""
-    if method == "aligned":
-        if aligner is None:
-            raise InputError("generate_media: found no aligner, expected one for the method aligned. Train it first.")
-        return aligned_source(painter, prompts, queries, aligner)
-    from thinkdiff.tasks.t5_encoder import MAX_TOKENS
+def aligned_rows(work: Work, spec: MediaSpec, queries: FeatureSet, aligner: AlignerCheckpoint | None) -> AlignedRows:
+    """Those of the method aligned. Raises InputError without an aligner."""
+    from thinkdiff.tasks.prompt_rows import AlignedRows
 
-    texts = [p.answer if method == "text_bridge" else p.true_caption for p in prompts]
-    encoder, keep, reads = painter.encoder, painter.spec.keep_eos, painter.decoder.text
-    longest = reads.longest or MAX_TOKENS
-    if reads.fixed:
-        return [longest] * len(texts), lambda chosen: encoder.padded([texts[i] for i in chosen], longest, reads.t5_mask)
-    return encoder.lengths(texts, keep, longest), lambda chosen: encoder.encode(
-        [texts[i] for i in chosen], keep, longest=longest
-    )
+    if aligner is None:
+        raise InputError("generate_media: found no aligner, expected one for the method aligned. Train it first.")
+    return AlignedRows(queries, aligner, spec.keep_eos, compute_device(work.run), work.log)
 
 
-def aligned_source(
-    painter: Painter, prompts: list[AskedPrompt], queries: FeatureSet, aligner: AlignerCheckpoint
-) -> Source:
-    """The rows of an answer, or of its prompt, through the aligner.
+def readings(work: Work, aligner: AlignerCheckpoint, rows: AlignedRows) -> FileEntry:
+    """What the aligner's T5 says to the aligned rows, as a file; one that an earlier try has left is kept.
 
-    The end token's row and all behind it are left out unless `keep_eos`. An answer that is nothing but its end
-    token keeps that row, since no model reads zero rows.
+    It comes before the pictures, so that this T5 and the diffusion model are not in memory together.
     """
-    from thinkdiff.schemas.aligner import AlignerSpec
-    from thinkdiff.storage.feature_reader import LENGTHS, FeatureReader
-    from thinkdiff.tasks.alignment import TrainedAligner
+    from thinkdiff.storage.score_tables import READINGS, Reading, stored_readings, write_rows
+    from thinkdiff.tasks.read_back import read_back
+    from thinkdiff.tasks.t5_decoder import TYPES, T5Decoder
 
-    kind = AlignerSpec.model_validate(aligner.spec).features
-    reader, apply = FeatureReader(queries), TrainedAligner(aligner, painter.device)
-    painter.decoder.check_width("aligner", apply.width)
-    lengths: list[int] = reader.table.column(LENGTHS[kind]).to_pylist()
-    if kind == "generated" and not painter.spec.keep_eos:
-        ends: list[int] = reader.table.column("eos").to_pylist()
-        for i in (i for i, end in enumerate(ends) if end == 0):
-            painter.work.log.warning("generate_media: %s has an empty answer, its end is used.", prompts[i].name)
-        lengths = [max(end, 1) if end >= 0 else length for length, end in zip(lengths, ends, strict=True)]
+    if (left := stored_readings(work.folder, rows.keys)) is not None:
+        return left
+    spec = AlignerSpec.model_validate(aligner.spec)
+    t5 = T5Decoder(model_path(spec.t5, work.run), compute_device(work.run), TYPES[spec.precision])
+    with work.progress(len(rows.keys), "readings") as progress:
+        said = read_back(rows, t5, work.run.batch, progress.advance)
+    return write_rows(work.folder, READINGS, Reading, list(zip(rows.keys, said, strict=True)))
 
-    def embed(chosen: list[int]) -> Embeddings:
-        rows = reader.rows(chosen)
-        states = [row.features if kind == "generated" else row.input_features for row in rows]
-        return [apply(x_LQ[: lengths[i]]) for i, x_LQ in zip(chosen, states, strict=True) if x_LQ is not None]
 
-    return lengths, embed
+def source_of(method: Method, painter: Painter, prompts: list[AskedPrompt], aligned: AlignedRows | None) -> Source:
+    """The prompt embeddings of one method. Raises SpecError when they are not as wide as the decoder reads them."""
+    from thinkdiff.tasks.prompt_rows import Source, text_source
+
+    if method == "aligned":
+        assert aligned is not None
+        painter.decoder.check_width("aligner", aligned.width)
+        return Source(aligned.lengths, aligned)
+    texts = [p.true_caption if method == "true_caption" else p.answer for p in prompts]
+    return text_source(method, texts, painter.encoder, painter.decoder.text, painter.spec)
 
 
 class Painter:
@@ -190,15 +180,15 @@ class Painter:
 
         return family(model_path(self.spec.decoder, self.work.run)).video
 
-    @cached_property
-    def empty(self) -> npt.NDArray[np.float32]:
-        """(N, D) of the empty prompt; zeros where nobody reads it."""
+    def null(self, rows: int | None) -> npt.NDArray[np.float32]:
+        """(N, D) of the empty prompt, by default as many as the decoder reads; zeros where nobody reads it."""
         from thinkdiff.tasks.diffusion import Settings
 
         reads = self.decoder.text
+        rows = rows or reads.null
         if not self.decoder.reads_empty(Settings.of(self.spec)):
-            return np.zeros((reads.null, self.decoder.width), np.float32)
-        return self.encoder.empty(reads.null, reads.t5_mask)
+            return np.zeros((rows, self.decoder.width), np.float32)
+        return self.encoder.empty(rows, reads.t5_mask)
 
     def kinds(self, method: Method) -> tuple[str, ...]:
         """Under which names a method's files are stored: pictures, and videos where there are some."""
@@ -206,15 +196,21 @@ class Painter:
 
         return (method, videos_of(method)) if self.video else (method,)
 
-    def paint(self, names: list[str], embeddings: Embeddings) -> tuple[Named, ...]:
-        """(name, PNG bytes) of each, in order, and (name, MP4 bytes) where the decoder draws videos: as `kinds`."""
+    def paint(
+        self, names: list[str], source: Source, at: Sequence[int], null_ND: npt.NDArray[np.float32]
+    ) -> tuple[Named, ...]:
+        """(name, PNG bytes) of each, in order, and (name, MP4 bytes) where the decoder draws videos: as `kinds`.
+
+        at: the prompts' positions in the source.
+        """
         from thinkdiff.storage.pixels import mp4, png
         from thinkdiff.tasks.diffusion import Settings
 
         spec, seeds = self.spec, [picture_seed(self.spec.seed, name) for name in names]
         batch = max(self.work.run.batch // (spec.frames if self.video else 1), 1)
         pictures, videos = dict[int, bytes](), dict[int, bytes]()
-        for i, pixels in self.decoder.generate(embeddings, seeds, self.empty, Settings.of(spec), batch):
+        texts = [source.texts[i] for i in at] if source.texts else None
+        for i, pixels in self.decoder.generate(source.embed(at), seeds, null_ND, Settings.of(spec), batch, texts):
             if self.video:
                 videos[i] = mp4(pixels, spec.fps)
             pictures[i] = png(pixels[len(pixels) // 2] if self.video else pixels)

@@ -1,7 +1,8 @@
 """Pictures of another system in the benchmark's layout (`cobsat_layout`): which are there, their digest, their bytes.
 
 In: a folder, on disk or in a bucket, that holds `results/exps/{name}_image/…`. Out: a GivenMedia, which tells these
-bytes from others; PNG pictures, decoded in processes of their own; descriptions as plain text. Writes nothing.
+bytes from others; PNG pictures, decoded in processes of their own; descriptions as plain text; which of those that are
+imported already somebody means. Writes nothing.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from thinkdiff.schemas.artifact import Execution, FileEntry, validated
 from thinkdiff.schemas.cobsat import CobsatPrompts
-from thinkdiff.schemas.errors import InputError
-from thinkdiff.schemas.media import GivenMedia
+from thinkdiff.schemas.errors import InputError, SpecError
+from thinkdiff.schemas.media import GivenMedia, MediaSet
 from thinkdiff.tasks.cobsat import prompts
 from thinkdiff.tasks.cobsat_data import MAX_PIXELS, digest_of, some
 from thinkdiff.tasks.cobsat_layout import check_layout, check_model_name, exps_folder, sample_paths
@@ -49,8 +50,41 @@ def given_media(uri: str, name: str, asked: CobsatPrompts) -> GivenMedia:
     """The spec of the pictures that are in a folder now; every file is read. Raises InputError when there is none."""
     from thinkdiff.storage.root import Folder
 
-    plain = validated(CobsatPrompts, asked.model_dump() | {"images": "", "images_digest": None, "instruction": ""})
+    plain = plain_prompts(asked)
     return GivenMedia(name=check_model_name(name), prompts=plain, digest=given(Folder.source(uri), name, plain).digest)
+
+
+def plain_prompts(asked: CobsatPrompts) -> CobsatPrompts:
+    """The prompts without what only we make of them: where the demonstrations lie, and our instruction."""
+    return validated(CobsatPrompts, asked.model_dump() | {"images": "", "images_digest": None, "instruction": ""})
+
+
+def imported(root: str, reference: str, asked: CobsatPrompts) -> MediaSet:
+    """The pictures of these prompts that were imported into a root under that name, or with that start of fingerprint.
+
+    Raises SpecError, naming the imported sets that are there, unless there is exactly one.
+    """
+    from thinkdiff.storage.records import find_artifacts
+
+    found = [artifact for artifact in find_artifacts(root, ("generate_media",)) if "decoder" not in artifact.spec]
+    there = [(GivenMedia.model_validate(artifact.spec), artifact) for artifact in found]
+    plain = plain_prompts(asked)
+    fit = [
+        MediaSet.model_validate(artifact.model_dump())
+        for spec, artifact in there
+        if spec.prompts == plain and (spec.name == reference or artifact.fingerprint.startswith(reference))
+    ]
+    if len(fit) == 1:
+        return fit[0]
+    names = [
+        f"{spec.name} {artifact.fingerprint[:12]}{'' if spec.prompts == plain else ' of other prompts'}"
+        for spec, artifact in there
+    ]
+    raise SpecError(
+        f"others: found {len(fit)} sets of pictures {reference!r} of the recipe's prompts among those imported into "
+        f"{root} ({', '.join(names) or 'none'}), expected exactly one. Import them with `thinkdiff import-media` for "
+        "the same recipe, shots and prompt type, or give the start of a fingerprint."
+    )
 
 
 def given(folder: Folder, name: str, asked: CobsatPrompts) -> Given:

@@ -9,6 +9,7 @@ Shapes: B batch, L rows of a prompt, D width of a row.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from thinkdiff.tasks.diffusion import Decoder, Settings, TextRows, drawn_latents
@@ -45,7 +46,12 @@ class PixArtDecoder(Decoder):
         return drawn_latents(self.pipeline, settings, generators)
 
     def _inputs(
-        self, x_BLD: torch.Tensor, mask_BL: torch.Tensor, null_BLD: torch.Tensor, settings: Settings
+        self,
+        x_BLD: torch.Tensor,
+        mask_BL: torch.Tensor,
+        null_BLD: torch.Tensor,
+        settings: Settings,
+        texts: Sequence[str],
     ) -> dict[str, Any]:
         first_BL = mask_BL.clone()
         first_BL[:, 1:] = False  # the empty text has one row; what stands behind it is not read

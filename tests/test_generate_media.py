@@ -36,7 +36,7 @@ BENCHMARK = CobsatPrompts(families=(FAMILY,), images="x", shots=(2,), per_task=6
 PROMPTS = cobsat.prompts(BENCHMARK)
 SPEC = MediaSpec(
     decoder=Model(name="flux"), t5=Model(name="t5"), height=SIDE, width=SIDE, steps=2, true_cfg_scale=2.0,
-    precision="float32",
+    precision="float32", prompt_rows=9,
 )  # fmt: skip
 VIDEO = SPEC.but(
     decoder=Model(name="cogvideox"), true_cfg_scale=1.0, frames=FRAMES, methods=("aligned", "true_caption")
@@ -150,14 +150,15 @@ def pixels(media: MediaSet, method: str, name: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(MediaReader(media).read(method, name))))
 
 
-def by_hand(models: Path, embeddings: list[np.ndarray], seed: int = SPEC.seed) -> list[np.ndarray]:
-    """The decoder called for one prompt at a time."""
+def by_hand(models: Path, embeddings: list[np.ndarray], null: np.ndarray | None = None) -> list[np.ndarray]:
+    """The decoder called for one prompt at a time, against the empty text or what is given in its place."""
     from thinkdiff.tasks.diffusion import Settings
     from thinkdiff.tasks.flux import FluxDecoder
     from thinkdiff.tasks.t5_encoder import T5Encoder
 
-    decoder, empty = FluxDecoder(str(models / "flux"), precision="float32"), T5Encoder(str(models / "t5")).empty()
-    seeds = [stage.picture_seed(seed, prompt.name) for prompt in PROMPTS]
+    decoder = FluxDecoder(str(models / "flux"), precision="float32")
+    empty = T5Encoder(str(models / "t5")).empty() if null is None else null
+    seeds = [stage.picture_seed(SPEC.seed, prompt.name) for prompt in PROMPTS]
     return [
         next(decoder.generate([x_LD], [s], empty, Settings.of(SPEC)))[1]
         for x_LD, s in zip(embeddings, seeds, strict=True)
@@ -187,11 +188,13 @@ def test_each_method_draws_its_own_embeddings_of_every_prompt(make, models, quer
         "true_caption": [cobsat.true_caption(BENCHMARK, prompt) for prompt in PROMPTS],
     }
     assert_same_pictures(media, "aligned", by_hand(models, aligned_by_hand(aligner, cut)))
+    padded, null = encoder.padded(texts["text_bridge"], 9, mask=False), encoder.empty(9, mask=False)
+    assert_same_pictures(media, "text_prompt", by_hand(models, padded, null=null))
     for method, said in texts.items():
         assert_same_pictures(media, method, by_hand(models, encoder.encode(said, eos=False)))
     for method in SPEC.methods:
         assert sorted(reader.names(method)) == sorted(prompt.name for prompt in PROMPTS)
-    assert made.counts == {"prompts": 12, "pictures": 36}
+    assert made.counts == {"prompts": 12, "pictures": 48}
     first = PROMPTS[1].name
     assert (pixels(media, "text_bridge", first) == pixels(media, "true_caption", first)).all()
     assert (pixels(media, "aligned", first) != pixels(media, "true_caption", first)).any()
@@ -228,12 +231,12 @@ def test_aligner_of_input_tokens_is_given_the_prompts_states(make, models, queri
 
 def test_run_resumed_after_kills_ends_in_the_same_bytes_and_repeats_no_part(make, queries, aligner):
     calm, _, meter = make(SPEC, queries, aligner)
-    assert (meter.resumed, meter.done) == (0, 36)
+    assert (meter.resumed, meter.done) == (0, 48)
     for die_at in (5, 10, 7):  # in the first method, at its end, in the second
         with pytest.raises(Killed):
             make(SPEC, queries, aligner, "rough", die_at)
     rough, _, meter = make(SPEC, queries, aligner, "rough")
-    assert meter.resumed + meter.done == 36
+    assert meter.resumed + meter.done == 48
     assert meter.resumed == 24
     assert content_digest(rough.files) == content_digest(calm.files)
 

@@ -53,7 +53,8 @@ def tiny_clip(rows: int = 12, projection: int | None = None, hidden: int = POOLE
     """A CLIP's text encoder and tokenizer; with a projection it is of the kind that Stable Diffusion 3 has."""
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-    words = ["<|startoftext|>", "<|endoftext|>", *"abcdefghijklmnopqrstuvwxyz"]
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
     config = CLIPTextConfig(
         vocab_size=len(words), hidden_size=hidden, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         max_position_embeddings=rows, bos_token_id=0, eos_token_id=1,
