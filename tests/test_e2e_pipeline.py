@@ -27,7 +27,7 @@ def test_e2e_first_run_makes_the_seven_stages_and_a_report(first):
     made = states(result)
     assert [line["role"] for line in result["stages"] if line["role"] in STAGES] == list(STAGES)
     assert set(made.values()) == {"Completed"}
-    assert set(result["scores"]) == {"aligned", "text_bridge", "true_caption"}
+    assert set(result["scores"]) == {"aligned", "text_bridge", "text_prompt", "true_caption"}
     assert all(set(by_shots) == {"2", "4"} for by_shots in result["scores"].values())
     assert "<html" in Path(result["report"]).read_text()
 

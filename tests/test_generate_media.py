@@ -6,6 +6,7 @@ import io
 import logging
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,8 +25,8 @@ from thinkdiff.storage.checkpoints import save_aligner
 from thinkdiff.storage.feature_store import FeatureRow, FeatureWriter
 from thinkdiff.storage.media_files import MediaReader
 from thinkdiff.storage.root import Folder
-from thinkdiff.storage.score_tables import read_prompts
-from thinkdiff.tasks import cobsat
+from thinkdiff.storage.score_tables import READINGS, read_prompts, read_readings
+from thinkdiff.tasks import cobsat, read_back
 from thinkdiff.tasks.step import Work
 
 HIDDEN, TOKENS, PROMPT_TOKENS = 12, 8, 6
@@ -227,6 +228,37 @@ def test_aligner_of_input_tokens_is_given_the_prompts_states(make, models, queri
     _, media, _ = make(SPEC.but(methods=("aligned",)), queries, aligner)
     inputs = [row.input_features for row in ANSWERS if row.input_features is not None]
     assert_same_pictures(media, "aligned", by_hand(models, aligned_by_hand(aligner, inputs)))
+
+
+def test_aligned_rows_are_read_back_once_by_the_aligners_own_t5(make, models, queries, tmp_path, monkeypatch):
+    import torch
+    from transformers import AutoTokenizer, T5ForConditionalGeneration
+    from transformers.modeling_outputs import BaseModelOutput
+
+    monkeypatch.setattr(read_back, "READ_TOKENS", 6)
+    aligner, spec = trained(tmp_path / "aligner", precision="float32"), SPEC.but(methods=("aligned",), read_back=True)
+    calm, media, meter = make(spec, queries, aligner)
+    cut = [row.features[: max(row.eos, 1) if row.eos >= 0 else None] for row in ANSWERS]
+    model: Any = T5ForConditionalGeneration.from_pretrained(models / "t5").eval()
+    tokenizer, expected = AutoTokenizer.from_pretrained(models / "t5"), {}
+    for prompt, x_LD in zip(PROMPTS, aligned_by_hand(aligner, cut), strict=True):
+        rows: Any = BaseModelOutput(last_hidden_state=torch.from_numpy(x_LD)[None])
+        (ids,) = model.generate(encoder_outputs=rows, max_new_tokens=6, do_sample=False)
+        expected[prompt.name] = tokenizer.decode(ids, skip_special_tokens=True)
+    assert len(set(expected.values())) > 1
+    assert read_readings(media) == expected
+    assert (meter.resumed, meter.done) == (0, 12 + 12)
+    with pytest.raises(Killed):
+        make(spec, queries, aligner, "rough", die_at=12 + 5)
+    rough, _, meter = make(spec, queries, aligner, "rough")
+    assert (meter.resumed, meter.done) == (5, 7)
+    cut_short = Folder.at(str(tmp_path / "rough"))
+    cut_short.write(READINGS, cut_short.read(READINGS)[:-1])
+    again, _, meter = make(spec, queries, aligner, "rough")
+    assert (meter.resumed, meter.done) == (12, 12)
+    assert content_digest(again.files) == content_digest(rough.files) == content_digest(calm.files)
+    _, silent, _ = make(spec.but(read_back=False), queries, aligner, "silent")
+    assert read_readings(silent) == {}
 
 
 def test_run_resumed_after_kills_ends_in_the_same_bytes_and_repeats_no_part(make, queries, aligner):

@@ -25,12 +25,13 @@ from thinkdiff.schemas.cobsat import CobsatPrompts
 from thinkdiff.schemas.errors import InputError, SpecError
 from thinkdiff.schemas.media import GivenMedia, MediaSet
 from thinkdiff.storage.media_files import MediaReader
+from thinkdiff.storage.records import write_record
 from thinkdiff.storage.root import Folder
 from thinkdiff.storage.score_tables import read_prompts
 from thinkdiff.tasks import import_media as stage
 from thinkdiff.tasks.cobsat import prompts
 from thinkdiff.tasks.export_cobsat import export_cobsat
-from thinkdiff.tasks.given_pictures import given_media
+from thinkdiff.tasks.given_pictures import given_media, imported
 from thinkdiff.tasks.step import Made, Work
 
 MODEL = "seed-llama"
@@ -254,6 +255,39 @@ def test_what_we_export_can_be_imported_and_exported_again(tmp_path: Path):
         Folder.at(str(tmp_path / "out")), given_media(str(tmp_path / "out"), MODEL, SMALL), tmp_path / "media"
     )
     assert made.counts == {"prompts": 24, "pictures": 24, "missing": 0}
+
+
+def test_imported_pictures_are_found_by_name_or_fingerprint_when_they_are_of_the_same_prompts(tmp_path: Path):
+    source, root = Folder.at(str(tmp_path / "given")), str(tmp_path / "root")
+    path = next(iter(give(source).values()))
+    made: list[MediaSet] = []
+
+    def bring(asked: CobsatPrompts) -> None:
+        spec = given_media(source.uri, MODEL, asked)
+        name = fingerprint(spec, {})
+        _, media, _ = take(source, spec, tmp_path / "root/generate_media" / name)
+        made.append(media.model_copy(update={"spec": spec.model_dump(mode="json")}))
+        write_record(made[-1])
+
+    with pytest.raises(
+        SpecError, match=rf"others: found 0 sets of pictures '{MODEL}' .* \(none\), expected exactly one"
+    ):
+        imported(root, MODEL, SMALL)
+    bring(SMALL)
+    bring(SMALL.model_copy(update={"per_task": 3}))
+    media_set(tmp_path / "root", ("aligned",))  # our own are none of another system
+    asked = SMALL.model_copy(update={"images": "elsewhere", "instruction": "Draw."})
+    assert imported(root, MODEL, asked) == imported(root, made[0].fingerprint[:6], asked) == made[0]
+    says = f"{MODEL} {made[1].fingerprint[:12]} of other prompts"
+    for reference in ("emu", made[1].fingerprint[:6]):
+        with pytest.raises(SpecError, match=says):
+            imported(root, reference, SMALL)
+    source.delete(f"{path}.jpg")
+    bring(SMALL)
+    with pytest.raises(SpecError, match="found 2 sets of pictures") as caught:
+        imported(root, MODEL, SMALL)
+    assert all(f"{MODEL} {media.fingerprint[:12]}" in str(caught.value) for media in made)
+    assert imported(root, made[2].fingerprint[:6], SMALL) == made[2]
 
 
 def test_command_imports_once_and_the_result_can_be_exported(tmp_path: Path):
