@@ -6,6 +6,8 @@ With THINKDIFF_NO_SKIPS=1 a skipped test fails the run: a missing browser or ser
 from __future__ import annotations
 
 import atexit
+import fcntl
+import json
 import os
 import shutil
 import tempfile
@@ -49,16 +51,29 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"THINKDIFF_NO_SKIPS forbids: {report.nodeid}: {report.longrepr}")
 
 
-@pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root that the first run fills with the miniature's collections."""
-    return tmp_path_factory.mktemp("data")
+def shared(factory: pytest.TempPathFactory) -> Path:
+    """A folder that the processes of a test run have in common."""
+    base = factory.getbasetemp()
+    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
-def first(tmp_path_factory: pytest.TempPathFactory, world: Path) -> tuple[Path, dict[str, Any]]:
-    """The root of a small undisturbed run, and what it printed."""
-    from small_run import small_run
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The root of a small undisturbed run, and what it printed; made once for all processes of a test run."""
+    from small_run import small_run, started
 
-    root = tmp_path_factory.mktemp("roots") / "first"
-    return root, small_run(root, world)
+    folder = shared(tmp_path_factory)
+    root, printed = folder / "first", folder / "first.json"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not printed.exists():
+            printed.write_text(json.dumps(small_run(root, folder / "data", command=started)))
+    return root, json.loads(printed.read_text())
+
+
+@pytest.fixture(scope="session")
+def world(first: tuple[Path, dict[str, Any]]) -> Path:
+    """The data root that the first run has filled with the miniature's collections."""
+    return first[0].with_name("data")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+from thinkdiff.flows import cli
 
 SETTINGS = {
+    "world.rows": 2000,
     "captions.n": 160,
     "features.shard_size": 64,
     "aligner.steps": 24,
@@ -23,7 +29,23 @@ SETTINGS = {
 }
 
 
-def thinkdiff(*arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+def thinkdiff(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command line in this process, whose libraries and Prefect server are there for the next call, too.
+
+    Prefect's log goes where it went when Prefect was loaded, and not into what is returned.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    with patch.object(sys, "argv", ["thinkdiff", *arguments]), redirect_stdout(out), redirect_stderr(err):
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(["thinkdiff", *arguments], code, out.getvalue(), err.getvalue())
+
+
+def started(*arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "thinkdiff.flows.cli", *arguments],
@@ -38,9 +60,9 @@ def small_arguments(root: Path, data: Path, **changes: Any) -> list[str]:
     return ["run", "mini", "--root", str(root), "--data", str(data), "--json", *assignments]
 
 
-def small_run(root: Path, data: Path, *more: str, **changes: Any) -> dict[str, Any]:
+def small_run(root: Path, data: Path, *more: str, command: Any = thinkdiff, **changes: Any) -> dict[str, Any]:
     """Runs it and returns what `--json` printed. Fails the test with the log when the run failed."""
-    done = thinkdiff(*small_arguments(root, data, **changes), *more)
+    done = command(*small_arguments(root, data, **changes), *more)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(done.stdout)
 

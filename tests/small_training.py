@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from meters import Killed
 
 from thinkdiff.mini.release import weights_folder
 from thinkdiff.schemas.aligner import AlignerSpec
@@ -23,10 +24,6 @@ from thinkdiff.tasks.qwen_engine import prepare_torchvision
 from thinkdiff.tasks.step import Work
 
 WIDTH, ROWS = 16, 48
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the code under test catches it."""
 
 
 class Meter:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from meters import Meter
 from small_benchmark import SMALL, data_set, write_files, zip_of
 from store_artifacts import artifact_of
 from tiny_models import make_tiny_qwen_vl
@@ -46,21 +47,6 @@ def spec_of(prompts: CobsatPrompts) -> FeatureSpec:
         vlm=Model(name="vlm"), prompts=prompts, max_tokens=LENGTH, temperature=0, top_p=1, end_policy="forced",
         compute_dtype="float32", dtype="float32", shard_size=3,
     )  # fmt: skip
-
-
-class Meter:
-    """A progress bar that nobody looks at."""
-
-    done = 0
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def resume(self, count: int) -> None: ...
-
-    def advance(self, count: int = 1) -> None: ...
 
 
 def extract(data: Path, folder: Path, prompts: CobsatPrompts) -> tuple[Made, list[FeatureRow]]:

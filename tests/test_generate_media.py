@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from meters import Killed, Meter
 from store_artifacts import artifact_of
 from tiny_decoders import FRAMES, make_tiny_cogvideox, make_tiny_sigma
 from tiny_diffusion import SIDE, WIDTH, make_tiny_flux, make_tiny_t5
@@ -42,30 +43,6 @@ SPEC = MediaSpec(
 VIDEO = SPEC.but(
     decoder=Model(name="cogvideox"), true_cfg_scale=1.0, frames=FRAMES, methods=("aligned", "true_caption")
 )
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the code under test catches it."""
-
-
-class Meter:
-    """A progress bar that remembers, and can end the process when a part has been committed."""
-
-    def __init__(self, die_at: int | None) -> None:
-        self.done, self.resumed, self.die_at = 0, 0, die_at
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def resume(self, count: int) -> None:
-        self.resumed += count
-
-    def advance(self, count: int = 1) -> None:
-        self.done += count
-        if self.die_at is not None and self.done >= self.die_at:
-            raise Killed
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hostile_images import pictures as hostile_pictures
+from meters import Killed, Meter
 from PIL import Image
 from s3_server import place, s3  # noqa: F401
 from small_benchmark import SMALL
@@ -37,30 +38,6 @@ from thinkdiff.tasks.step import Made, Work
 MODEL = "seed-llama"
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL."""
-
-
-class Meter:
-    """A progress bar that can end the process once so many pictures are committed."""
-
-    def __init__(self, die_at: int = 0) -> None:
-        self.done, self.resumed, self.die_at = 0, 0, die_at
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def resume(self, count: int) -> None:
-        self.resumed += count
-
-    def advance(self, count: int = 1) -> None:
-        self.done += count
-        if self.die_at and self.done >= self.die_at:
-            raise Killed
-
-
 def places(spec: CobsatPrompts = SMALL) -> dict[str, str]:
     """By prompt the path of its files without extension, put together from the layout's description."""
     numbers = {"Style-I": 1, "Style-II": 2, "Background-I": 3, "Background-II": 4}
@@ -82,7 +59,7 @@ def give(folder: Folder, without: int = 0) -> dict[str, str]:
     return found
 
 
-def take(source: Folder, spec: GivenMedia, folder: Path, die_at: int = 0) -> tuple[Made, MediaSet, Meter]:
+def take(source: Folder, spec: GivenMedia, folder: Path, die_at: int | None = None) -> tuple[Made, MediaSet, Meter]:
     """The stage's body, outside of any flow."""
     run, target, meter = Execution(given=source.uri), Folder.at(str(folder)), Meter(die_at)
     work = Work(target, run, SimpleNamespace(), logging.getLogger("test"))  # pyright: ignore[reportArgumentType]

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from meters import Meter
 from store_artifacts import artifact_of
 from tiny_diffusion import make_tiny_judge
 from tiny_models import random_image
@@ -108,15 +109,6 @@ def media(tmp_path) -> MediaSet:
     return made.model_copy(
         update={"counts": {"prompts": 20, "pictures": 40}, "stats": {"methods": ["aligned", "true_caption"]}}
     )
-
-
-class Meter:
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def advance(self, count: int = 1) -> None: ...
 
 
 def work(tmp_path, judge: ClassifyingJudge, batch: int = 7) -> Work:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import wandb
-from small_training import Killed, features, spec, work
+from meters import Killed
+from small_training import features, spec, work
 
 from thinkdiff.schemas.errors import SpecError
 from thinkdiff.tasks.train_aligner import train_aligner

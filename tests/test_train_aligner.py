@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from meters import Killed
 from safetensors.torch import load_file
-from small_training import ROWS, Killed, features, make_captions, make_features, spec, work
+from small_training import ROWS, features, make_captions, make_features, spec, work
 
 from thinkdiff.mini.release import weights_folder
 from thinkdiff.schemas.aligner import AlignerSpec
