@@ -1,9 +1,13 @@
-"""Doing the next thing while the last one is used."""
+"""Going through things: the next one made while the last one is used, and a few at a time.
+
+In: a generator, or anything to iterate over. Out: the same items. Nothing is held but what is in hand.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import islice
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -25,3 +29,10 @@ def ahead(items: Generator[T, Any, Any]) -> Generator[T]:
         finally:
             wait([coming])  # the pool may be gone: the collector, too, closes generators
             items.close()
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of so many of the items, the last one shorter."""
+    left = iter(items)
+    while batch := list(islice(left, size)):
+        yield batch

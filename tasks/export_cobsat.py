@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from thinkdiff.schemas.artifact import Artifact
@@ -25,6 +25,7 @@ from thinkdiff.schemas.errors import InputError, SpecError, StoreError
 from thinkdiff.schemas.features import FeatureSet, FeatureSpec
 from thinkdiff.schemas.media import GivenMedia, MediaSet
 from thinkdiff.schemas.scores import Scorecard
+from thinkdiff.tasks.ahead import batched
 from thinkdiff.tasks.cobsat import Prompt, image_path, prompts
 from thinkdiff.tasks.cobsat_layout import (
     check_layout,
@@ -94,17 +95,11 @@ def export_cobsat(root: str, reference: str, target: str, name: str | None = Non
         places = {prompt.name: (path, prompt) for path, prompt in zip(paths, asked, strict=True)}
         samples = (Sample(*places[key], answers[key], png) for key, png in reader.iterate(method))
         lacking = (Sample(*places[key], answers[key], None) for key in places if key not in there)
-        for batch in (*batches(samples), *batches(lacking)):
+        for batch in batched(chain(samples, lacking), AT_ONCE):
             new = writer.write(batch)
             written, kept = written + new, kept + len(batch) - new
         missing += len(places) - len(there)
     return Exported(written, kept, missing, export_scores(root, reader, folder, base, spec))
-
-
-def batches(samples: Iterator[Sample]) -> Iterator[list[Sample]]:
-    """A few at a time."""
-    while batch := list(islice(samples, AT_ONCE)):
-        yield batch
 
 
 def media_set(artifact: Artifact) -> MediaSet:

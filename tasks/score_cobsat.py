@@ -7,13 +7,13 @@ Wilson's over all pictures, and so are those of tasks and of held-out pairs.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from thinkdiff.schemas.media import MediaSet
 from thinkdiff.schemas.scores import Scorecard, ScoreSpec
+from thinkdiff.tasks.ahead import batched
 from thinkdiff.tasks.cobsat import same_word
 from thinkdiff.tasks.step import Made, Work, step
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from thinkdiff.tasks.judge import Seen, Subject
 
 WORDS = "answer"  # the method that answers in words are counted as
-T = TypeVar("T")
 
 
 def wilson(right: int, total: int, confidence: float) -> tuple[float, float]:
@@ -91,13 +90,6 @@ def subjects_of(media: MediaSet, spec: ScoreSpec, size: int) -> tuple[Subjects, 
             yield batch, [prompt.answer or None for prompt in batch]
 
     return (texts, (WORDS,)) if spec.mode == "text" else (pictures, tuple(media.stats["methods"]))
-
-
-def batched(found: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of so many, the last one shorter."""
-    left = iter(found)
-    while batch := list(islice(left, size)):
-        yield batch
 
 
 def verdicts_of(
