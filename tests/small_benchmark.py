@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from PIL import Image
@@ -37,9 +38,16 @@ def jpeg(seed: str, side: int = 16) -> bytes:
     return sink.getvalue()
 
 
-def data_set(spec: CobsatPrompts) -> dict[str, bytes]:
+def tile(seed: str, side: int = 32) -> bytes:
+    """A picture of one colour, which the seed gives."""
+    sink = io.BytesIO()
+    Image.new("RGB", (side, side), tuple(hashlib.sha256(seed.encode()).digest()[:3])).save(sink, "JPEG", quality=100)
+    return sink.getvalue()
+
+
+def data_set(spec: CobsatPrompts, draw: Callable[[str], bytes] = jpeg) -> dict[str, bytes]:
     """The files of the data set: its pictures and their captions."""
-    files = {picture.path: jpeg(picture.path) for picture in cobsat.pictures(spec)}
+    files = {picture.path: draw(picture.path) for picture in cobsat.pictures(spec)}
     for family in spec.families:
         sink = io.StringIO(newline="")
         rows = csv.writer(sink)
