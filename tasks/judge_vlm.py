@@ -78,8 +78,10 @@ class AskingJudge:
         if not missing:
             return {}
         requests: list[Request] = []
+        pictures = {subject for subject, _ in missing.values() if isinstance(subject, bytes)}
+        decoded = {data: self._pixels(data) for data in pictures}
         for key, (subject, question) in missing.items():
-            content = (question,) if isinstance(subject, str) else (self._pixels(subject), question)
+            content = (question,) if isinstance(subject, str) else (decoded[subject], question)
             requests.append(Request(key, content))
         return {answer.key: answer.text for answer in self.engine.generate(requests)}
 
