@@ -320,7 +320,7 @@ def step_event(job: Job, batch: Batch, loss: float, grad_norm: float, lr: float,
 def matrix_rate(device: str, dtype: torch.dtype) -> float:
     """Flops a second of the product of two square matrices, the median of a few."""
     gpu = device.startswith("cuda")
-    size, seconds = 8192 if gpu else 512, list[float]()
+    size, seconds = 8192 if gpu else 256, list[float]()
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     for _ in range(7):
         began = time.perf_counter()
