@@ -237,6 +237,7 @@ class QwenEngine:
         if self._child is None:
             raise EngineError("Qwen engine: found it closed, expected an answer. Another thread has closed it.")
         if not self._wire.waits(self.timeout):
+            self._child.kill()  # it hears nothing any more
             self.close()
             raise EngineError(
                 f"vLLM's process: found no answer within {self.timeout:g} seconds, expected one. It hangs, or the "
