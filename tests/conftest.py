@@ -1,5 +1,7 @@
 """The environment of every test: Prefect in a folder of its own and silent, nothing fetched from a hub.
 
+Files that take minutes are run first.
+
 With THINKDIFF_NO_SKIPS=1 a skipped test fails the run: a missing browser or server cannot pass for a test.
 """
 
@@ -32,6 +34,18 @@ os.environ.update(
     VLLM_NO_USAGE_STATS="1",
 )
 os.environ.pop("PREFECT_API_URL", None)  # a test never writes to the user's own server
+
+
+# Minutes each: begun first, so that no process of a test run is left with one of them while the others have ended.
+LONG = (
+    "test_e2e_pipeline", "test_feature_parity", "test_train_aligner", "test_e2e_prefect", "test_training_ranks",
+    "test_qwen_engine", "test_house_rules", "test_fault_kill", "test_sample_captions", "test_judge", "test_e2e_urls",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
 
 
 def _skipped(config: pytest.Config) -> list[pytest.TestReport]:

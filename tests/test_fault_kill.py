@@ -1,4 +1,4 @@
-"""SIGKILL in the middle of extraction by three engines and of training: the re-run ends as an undisturbed one does."""
+"""SIGKILL in the middle of extraction by two engines and of training: the re-run ends as an undisturbed one does."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from thinkdiff.storage.root import Folder
 def kill_when(root: Path, data: Path, pattern: str) -> None:
     """Starts a small run and kills its process group as soon as a file matches."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "thinkdiff.flows.cli", *small_arguments(root, data, run__engines=3)],
+        [sys.executable, "-m", "thinkdiff.flows.cli", *small_arguments(root, data, run__engines=2)],
         start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     end = time.monotonic() + 300
@@ -47,7 +47,7 @@ def test_fault_kill_in_extraction_and_training_then_re_run(first, world, tmp_pat
     assert not list(root.glob("extract_features/*/artifact.json"))
     kill_when(root, world, "train_aligner/*/checkpoints/*.json")
     assert {kept: kept.read_bytes() for kept in committed} == committed
-    again = small_run(root, world)
+    again = small_run(root, world, "--until", "train_aligner")
     assert states(again)["extract_features"] == "Cached"
     calm_features, features = (
         FeatureReader(read_record(Folder.at(line["uri"]), FeatureSet))  # pyright: ignore[reportArgumentType]

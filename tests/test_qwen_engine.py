@@ -213,21 +213,21 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_stream_gives_what_batches_give_and_ends_the_engine_when_left(checkpoint: Path, expected: list[Generation]):
+def test_stream_gives_what_batches_give_and_ends_the_engine_when_left(engine: QwenEngine, expected: list[Generation]):
+    """The last to use this engine, which it leaves dead."""
     batches = [prompts(24)[first : first + 8] for first in range(0, 24, 8)]
-    with QwenEngine(checkpoint, **COMMON, **FAST) as engine:
-        found = [answer for answers in engine.stream(batches) for answer in answers]
-        assert_same(found, expected)
-        assert_same(engine.generate(prompts(2)), expected[:2])
-        counts = engine.statistics()
-        assert 0 < counts["tap_seconds"] < counts["cpu_seconds"]
-        assert counts["moving_seconds"] > 0
-        assert counts["prefill_seconds"] > 0
-        assert counts["decode_seconds"] > 0
-        with pytest.raises(InputError, match="'long'"):
-            list(engine.stream([prompts(2), [Request("long", ("word " * 900,))], prompts(3)]))
-        with pytest.raises(EngineError, match="found it closed"):
-            engine.generate(prompts(1))
+    found = [answer for answers in engine.stream(batches) for answer in answers]
+    assert_same(found, expected)
+    assert_same(engine.generate(prompts(2)), expected[:2])
+    counts = engine.statistics()
+    assert 0 < counts["tap_seconds"] < counts["cpu_seconds"]
+    assert counts["moving_seconds"] > 0
+    assert counts["prefill_seconds"] > 0
+    assert counts["decode_seconds"] > 0
+    with pytest.raises(InputError, match="'long'"):
+        list(engine.stream([prompts(2), [Request("long", ("word " * 900,))], prompts(3)]))
+    with pytest.raises(EngineError, match="found it closed"):
+        engine.generate(prompts(1))
 
 
 def test_killed_child_raises_engine_error(scarce: QwenEngine):
