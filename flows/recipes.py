@@ -104,7 +104,7 @@ def seeded(name: str, aligner: AlignerSpec, media: MediaSpec | None, **more: Fea
 
 
 def forced_rows(base: PipelineSpec) -> list[Variant]:
-    """As the authors draw: the VLM goes on behind its end token to the last row, and all rows are read."""
+    """The VLM goes on behind its end token to the last row, and all rows are read; the authors read 128 of each."""
     assert base.queries is not None
     assert base.media is not None
     media = base.media.but(methods=("aligned",), read_back=False, keep_eos=True)

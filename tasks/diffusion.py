@@ -22,6 +22,7 @@ import numpy.typing as npt
 from thinkdiff.schemas.errors import InputError, ModelError, SpecError
 from thinkdiff.storage.root import Folder
 from thinkdiff.tasks.models import complete, loading, require_files
+from thinkdiff.tasks.offload import offloaded
 
 if TYPE_CHECKING:
     import torch
@@ -382,39 +383,3 @@ def drawn_latents(pipeline: Any, settings: Settings, generators: list[torch.Gene
     """Noise of the size that a picture has for a transformer behind a VAE: (B, channels, height, width)."""
     factor, channels = pipeline.vae_scale_factor, pipeline.transformer.config.in_channels
     return drawn((channels, settings.height // factor, settings.width // factor), generators)
-
-
-def offloaded(model: Any, device: str) -> None:
-    """Brings a model to the device but for its blocks: each comes for the time it is called, from main memory.
-
-    diffusers can do as much with a package that is not needed otherwise. The copies are those of the same weights, so
-    pictures are the same.
-    """
-    import torch
-
-    lists = [child for child in model.children() if isinstance(child, torch.nn.ModuleList)]
-    blocks = [block for blocks in lists for block in blocks]
-    away = {id(tensor) for block in blocks for tensor in tensors(block)}
-    for tensor in tensors(model.requires_grad_(False)):  # or autocast would keep copies of what is brought
-        if id(tensor) not in away:
-            tensor.data = tensor.data.to(device)
-    for block in blocks:
-        held = [(tensor, tensor.data if device == "cpu" else tensor.data.pin_memory()) for tensor in tensors(block)]
-
-        def bring(*_: Any, held: Any = held) -> None:
-            for tensor, data in held:
-                tensor.data = data.to(device, non_blocking=True)
-
-        def leave(*_: Any, held: Any = held) -> None:
-            for tensor, data in held:
-                tensor.data = data
-
-        leave()
-        block.register_forward_pre_hook(bring)
-        block.register_forward_hook(leave)
-
-
-def tensors(module: Any) -> Iterator[torch.Tensor]:
-    """A module's parameters and buffers."""
-    yield from module.parameters()
-    yield from module.buffers()

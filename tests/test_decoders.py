@@ -18,7 +18,8 @@ from tiny_diffusion import SIDE, WIDTH, make_tiny_t5
 
 from thinkdiff.schemas.errors import InputError, ModelError, SpecError
 from thinkdiff.tasks.decoders import open_decoder
-from thinkdiff.tasks.diffusion import Decoder, Settings, batches, offloaded
+from thinkdiff.tasks.diffusion import Decoder, Settings, batches
+from thinkdiff.tasks.offload import offloaded
 from thinkdiff.tasks.t5_encoder import T5Encoder
 
 STEPS, GUIDANCE = 3, 4.0

@@ -77,8 +77,9 @@ def make_tiny_t5(folder: Path, *, seed: int = 0) -> Path:
     tokenizer = t5_tokenizer()
     config = T5Config(
         vocab_size=len(tokenizer), d_model=WIDTH, d_kv=8, d_ff=48, num_layers=2, num_decoder_layers=2, num_heads=4,
-        feed_forward_proj="gated-gelu", decoder_start_token_id=0,
+        feed_forward_proj="gated-gelu",
     )  # fmt: skip
+    config.decoder_start_token_id = 0
     T5ForConditionalGeneration(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
