@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from thinkdiff.flows import cli_compare
+from thinkdiff.flows.cli_gallery import gallery
 from thinkdiff.schemas.artifact import STAGES, Artifact, Execution
 from thinkdiff.schemas.cobsat import CobsatPrompts
 from thinkdiff.schemas.errors import SpecError, ThinkDiffError
@@ -20,6 +21,8 @@ app = typer.Typer(
     name="thinkdiff", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="ThinkDiff as a staged, cacheable pipeline: captions, features, aligner, pictures, CoBSAT.",
 )  # fmt: skip
+
+app.command()(gallery)
 
 Root = Annotated[str, typer.Option(help="artifact root: a path or s3://bucket/prefix", envvar="THINKDIFF_ROOT")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON on standard output and nothing else")]

@@ -15,6 +15,7 @@ from thinkdiff.schemas.captions import CaptionSpec, Collection, CollectionFormat
 from thinkdiff.schemas.cobsat import CobsatPrompts, Family
 from thinkdiff.schemas.errors import SpecError
 from thinkdiff.schemas.features import CaptionPrompts, FeatureSpec, PictureTokens
+from thinkdiff.schemas.gallery import GalleryPageSpec, GalleryPlan, GallerySpec, SimilaritySpec
 from thinkdiff.schemas.images import ImageSpec, TarSource
 from thinkdiff.schemas.media import MediaSpec
 from thinkdiff.schemas.pipeline import PipelineSpec, Variant, World
@@ -56,6 +57,15 @@ def prepare(spec: PipelineSpec, run: Execution) -> None:
         from thinkdiff.mini.dataset import ensure_world
 
         ensure_world(spec.world, run.data_root)
+
+
+def gallery_folder(spec: PipelineSpec, run: Execution) -> str:
+    """The miniature's gallery, written unless it is there. Raises SpecError for a recipe without one of its own."""
+    if spec.world is None:
+        raise SpecError(f"{spec.name}: found no folder, expected that of a gallery. Only the miniature brings its own.")
+    from thinkdiff.mini.dataset import ensure_gallery
+
+    return ensure_gallery(spec.world, run.data_root)
 
 
 def mini() -> PipelineSpec:
@@ -123,9 +133,15 @@ def clip_changes() -> dict[str, dict[str, object]]:
 
 
 def mini_clip() -> PipelineSpec:
-    """ThinkDiff-CLIP on the miniature: a vision tower's tokens and captions, up to the trained aligner."""
-    base = miniature(name="mini-clip", per_task=10)
-    changed = {"features": mini_tower(), "aligner": clip_aligner(base.aligner)}
+    """ThinkDiff-CLIP on the miniature: a vision tower's tokens and captions, up to the aligner; and a gallery."""
+    base, features = miniature(name="mini-clip", per_task=10), mini_tower()
+    assert base.media is not None
+    gallery = GalleryPlan(
+        draw=GallerySpec(tower=features.vlm, tower_precision="float32", media=base.media.but(methods=("aligned",))),
+        scores=SimilaritySpec(clip=mini_model("mini-openai-clip")),
+        page=GalleryPageSpec(title="ThinkDiff-CLIP in miniature"),
+    )
+    changed = {"features": features, "aligner": clip_aligner(base.aligner), "gallery": gallery}
     return base.model_copy(update={**changed, "queries": None, "media": None, "scores": None})
 
 
@@ -300,11 +316,20 @@ def lvlm_paper_ablations() -> PipelineSpec:
 
 
 def clip_paper() -> PipelineSpec:
-    """ThinkDiff-CLIP as in the paper, up to the trained aligner: BLIP-2's EVA-CLIP tower, FLAN-T5-XXL, batch 168."""
+    """ThinkDiff-CLIP as in the paper, up to the aligner: BLIP-2's EVA-CLIP tower, FLAN-T5-XXL; and a gallery."""
     base = lvlm_paper()
+    assert base.media is not None
     aligner = clip_aligner(base.aligner).but(batch=168, steps=100_000)
     features = tower_features(Model(name="Salesforce/blip2-flan-t5-xxl"), 65)
-    changed = {"name": "clip-paper", "features": features, "aligner": aligner}
+    still = base.media.but(methods=("aligned",), height=1024, width=1024)
+    video = still.but(decoder=Model(name="THUDM/CogVideoX-5b"), height=480, width=720, steps=50, guidance_scale=6.0)
+    gallery = GalleryPlan(
+        draw=GallerySpec(tower=features.vlm, media=still, video=video),
+        scores=SimilaritySpec(
+            clip=Model(name="openai/clip-vit-large-patch14"), dino=Model(name="facebook/dino-vits16")
+        ),
+    )
+    changed = {"name": "clip-paper", "features": features, "aligner": aligner, "gallery": gallery}
     return base.model_copy(update={**changed, "queries": None, "media": None, "scores": None})
 
 

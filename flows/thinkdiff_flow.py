@@ -12,7 +12,7 @@ from pydantic import Field
 
 from thinkdiff.flows import recipes
 from thinkdiff.schemas.aligner import AlignerCheckpoint
-from thinkdiff.schemas.artifact import STAGES, Artifact, Execution, Frozen, Stage
+from thinkdiff.schemas.artifact import STAGES, Artifact, Execution, Frozen, PipelineStage, Stage
 from thinkdiff.schemas.cobsat import CobsatPrompts
 from thinkdiff.schemas.errors import SpecError
 from thinkdiff.schemas.media import MediaSet
@@ -86,10 +86,10 @@ class Ledger:
 @flow(name="thinkdiff", flow_run_name="{recipe}: {target}", persist_result=False, validate_parameters=True)
 def thinkdiff(
     recipe: str = "mini",
-    target: Stage = "render_report",
+    target: PipelineStage = "render_report",
     spec: PipelineSpec | None = None,
     run: Execution = Execution(),  # noqa: B008 (frozen)
-    refresh: list[Stage] | None = None,
+    refresh: list[PipelineStage] | None = None,
     others: list[str] | None = None,
 ) -> dict[str, Any]:
     """Builds `target` of a recipe, or of a spec of one's own, under `run.root`.
@@ -111,7 +111,7 @@ def thinkdiff(
     return pipeline(spec, STAGES.index(target), run).model_dump(mode="json")
 
 
-def must_reach(spec: PipelineSpec, target: Stage) -> None:
+def must_reach(spec: PipelineSpec, target: PipelineStage) -> None:
     """Raises SpecError when a spec lacks what a target needs."""
     if (spec.queries is None or spec.media is None) and STAGES.index(target) > STAGES.index("train_aligner"):
         raise SpecError(

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from thinkdiff.schemas.errors import SpecError
 
-Stage = Literal[
+PipelineStage = Literal[
     "sample_captions",
     "fetch_images",
     "extract_features",
@@ -27,7 +27,10 @@ Stage = Literal[
     "score_cobsat",
     "render_report",
 ]
-STAGES: tuple[Stage, ...] = get_args(Stage)
+GalleryStage = Literal["gather_gallery", "score_gallery", "render_gallery"]  # beside the pipeline, not in its order
+Stage = Literal[PipelineStage, GalleryStage]
+STAGES: tuple[PipelineStage, ...] = get_args(PipelineStage)
+EVERY_STAGE: tuple[Stage, ...] = get_args(Stage)
 
 M = TypeVar("M", bound=BaseModel)
 

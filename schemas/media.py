@@ -36,6 +36,7 @@ class MediaSpec(Spec):
     stage: ClassVar[Stage] = "generate_media"
     later: ClassVar[Mapping[str, Any]] = {
         "padding": "empty",
+        "words": "own",
         "frames": 49,
         "fps": 8,
         "prompt_rows": 512,
@@ -64,6 +65,11 @@ class MediaSpec(Spec):
         default="empty",
         description="behind aligned rows, where a decoder reads a fixed number: the empty text's rows of the same "
         "places, or zeros",
+    )
+    words: Literal["own", "padded"] = Field(
+        default="own",
+        description="of ThinkDiff-CLIP, behind a picture's rows: the words' own, none without words; or padded to 128 "
+        "rows, of a decoder that reads a fixed number to what is left, also without words, as in the authors' scripts",
     )
     height: int = Field(default=512, ge=8)
     width: int = Field(default=512, ge=8)

@@ -11,6 +11,7 @@ from thinkdiff.schemas.aligner import AlignerSpec
 from thinkdiff.schemas.artifact import Frozen
 from thinkdiff.schemas.captions import CaptionSpec
 from thinkdiff.schemas.features import FeatureSpec
+from thinkdiff.schemas.gallery import GalleryPlan
 from thinkdiff.schemas.images import ImageSpec
 from thinkdiff.schemas.media import MediaSpec
 from thinkdiff.schemas.report import ReportSpec
@@ -52,6 +53,7 @@ class PipelineSpec(Frozen):
     media: MediaSpec | None = Field(default=None, description="none: the pipeline ends with train_aligner")
     scores: ScoreSpec | None = Field(default=None, description="none: the pipeline ends with generate_media")
     report: ReportSpec = ReportSpec()
+    gallery: GalleryPlan | None = Field(default=None, description="for `thinkdiff gallery`; none: it has none")
     variants: tuple[Variant, ...] = ()
     others: tuple[str, ...] = Field(
         default=(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
-from thinkdiff.schemas.artifact import STAGES, Artifact
+from thinkdiff.schemas.artifact import EVERY_STAGE, Artifact
 from thinkdiff.storage.disk import TEMPORARY
 from thinkdiff.storage.lease import LEASE
 from thinkdiff.storage.records import RECORD, altered_files, inconsistencies, missing_files
@@ -32,7 +32,7 @@ def verify_root(root: str, deep: bool) -> tuple[int, list[str]]:
 
 def artifact_folders(root: str) -> list[Folder]:
     """The folders under a root that are, or may become, artifacts."""
-    return [Folder.at(root) / stage / name for stage in STAGES for name in (Folder.at(root) / stage).children()]
+    return [Folder.at(root) / stage / name for stage in EVERY_STAGE for name in (Folder.at(root) / stage).children()]
 
 
 def garbage(root: str) -> dict[str, int]:

@@ -106,7 +106,7 @@ class MediaReader:
         self._entries = {entry.path: entry for entry in artifact.files}
         if problems := missing_files(artifact):
             raise StoreError(
-                f"{artifact.uri}: found {problems[0]}. Pictures are missing; re-run generate_media with --refresh."
+                f"{artifact.uri}: found {problems[0]}. Pictures are missing; re-run {artifact.stage} with --refresh."
             )
 
     @cached_property
@@ -139,7 +139,7 @@ class MediaReader:
         if sha256_hex(data) != picture.sha256:
             raise StoreError(
                 f"{self.folder.uri}/{tar}: found other bytes than recorded for {name}, expected sha256 "
-                f"{picture.sha256[:12]}…. The tar is altered; re-run generate_media with --refresh."
+                f"{picture.sha256[:12]}…. The tar is altered; re-run {self.artifact.stage} with --refresh."
             )
         return data
 
@@ -161,7 +161,7 @@ class MediaReader:
         if part is None or phrase or part.files != (self._entries[tar],):
             raise StoreError(
                 f"{self.folder.uri}/{name}: found {phrase or 'the record of another tar'}, expected that of {tar}. "
-                "The store was altered; re-run generate_media with --refresh."
+                "The store was altered; re-run {self.artifact.stage} with --refresh."
             )
         return part
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from thinkdiff.schemas.artifact import STAGES, Artifact, FileEntry, Stage, content_digest
+from thinkdiff.schemas.artifact import EVERY_STAGE, Artifact, FileEntry, Stage, content_digest
 from thinkdiff.schemas.errors import SpecError, StoreError
 from thinkdiff.storage.disk import Octets
 from thinkdiff.storage.root import Folder, sha256_hex
@@ -123,7 +123,7 @@ def must_be_recorded(folder: Folder, entry: FileEntry, data: Octets) -> None:
         )
 
 
-def find_artifacts(root: str, stages: tuple[Stage, ...] = STAGES) -> Iterator[Artifact]:
+def find_artifacts(root: str, stages: tuple[Stage, ...] = EVERY_STAGE) -> Iterator[Artifact]:
     """All trusted artifacts under a root, in the order of the stages, then by fingerprint."""
     for stage in stages:
         base = Folder.at(root) / stage

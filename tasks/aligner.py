@@ -20,16 +20,22 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class AlignerConfig:
-    """What is needed to build the module. `norm`: how the norm's weight starts, or that there is no norm."""
+    """What is needed to build the module, and whose features it takes.
+
+    norm: how the norm's weight starts, or that there is no norm. kind: `lvlm` for the states of a VLM's answer, `clip`
+    for the tokens of a vision tower.
+    """
 
     in_features: int  # Q
     hidden: int  # H
     out_features: int  # D
     norm: Literal["t5", "default", "none"] = "t5"
+    kind: Literal["lvlm", "clip"] = "lvlm"
 
     def as_dict(self) -> dict[str, Any]:
-        """For `config.json`; `AlignerConfig(**config.as_dict())` is the way back."""
-        return asdict(self)
+        """For `config.json`; `AlignerConfig(**config.as_dict())` is the way back. `lvlm` goes without saying."""
+        values = asdict(self)
+        return {name: value for name, value in values.items() if (name, value) != ("kind", "lvlm")}
 
 
 class RMSNorm(nn.Module):

@@ -43,8 +43,9 @@ DIMENSIONS = {
     "mm_projector.2.bias": 1,
     NORM: 1,
 }
-NORMS = ("t5", "default", "none")
+NORMS, KINDS = ("t5", "default", "none"), ("lvlm", "clip")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+EVA_WIDTH = 1408  # of ThinkDiff-CLIP's tower; no Qwen-VL is that wide
 LARGEST = 8 << 30  # bytes of a .pth; one of the authors' layout holds 0.4 GB with its optimizer
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 CITATION = """@article{mi2025thinkdiff,
@@ -120,7 +121,8 @@ def refused(path: str | Path, phrase: str) -> InputError:
 def checked(
     found: Mapping[str, Any], config: AlignerConfig | None, refuse: Callable[[str], ThinkDiffError]
 ) -> tuple[Tensors, AlignerConfig]:
-    """Float32 copies of an aligner's weights, and its configuration, by default the one that their shapes tell.
+    """Float32 copies of an aligner's weights, and its configuration, by default the one that their shapes tell: one
+    from the width of EVA's giant is ThinkDiff-CLIP's.
 
     Raises what `refuse` makes of the phrase that says what is wrong with them.
     """
@@ -128,7 +130,7 @@ def checked(
         raise refuse(wrong)
     if config is None:
         (hidden, width), out = found["mm_projector.0.weight"].shape, found["mm_projector.2.weight"].shape[0]
-        config = AlignerConfig(width, hidden, out, "t5")
+        config = AlignerConfig(width, hidden, out, "t5", "clip" if width == EVA_WIDTH else "lvlm")
     # Copies share no storage: a file of torch.save holds the whole storage of what it is given.
     tensors = {
         name: found[name].detach().to("cpu", torch.float32, copy=True).contiguous() for name in shapes_of(config)
@@ -238,14 +240,14 @@ def read_config(folder: Folder) -> AlignerConfig:
     try:
         held = json.loads(folder.read(CONFIG))
         sizes = [held[key] for key in ("in_features", "hidden", "out_features")]
-        norm = held["norm"]
-    except (ValueError, RecursionError, LookupError, TypeError):
-        sizes, norm = [], None
-    if norm not in NORMS or any(type(size) is not int or size < 1 for size in sizes):
+        norm, kind = held["norm"], held.get("kind", "lvlm")
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        sizes, norm, kind = [], None, None
+    if norm not in NORMS or kind not in KINDS or any(type(size) is not int or size < 1 for size in sizes):
         raise unloadable(
-            folder, f"found no such values in {CONFIG}, expected in_features, hidden, out_features and norm"
+            folder, f"found no such values in {CONFIG}, expected in_features, hidden, out_features, norm and kind"
         )
-    return AlignerConfig(*sizes, norm=norm)
+    return AlignerConfig(*sizes, norm=norm, kind=kind)
 
 
 def unloadable(folder: Folder, phrase: str) -> ModelError:

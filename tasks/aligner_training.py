@@ -69,8 +69,8 @@ def prepared(spec: AlignerSpec, run: Execution, features: FeatureStore, folder: 
     t5 = T5Decoder(model_path(spec.t5, run), ranks.device, TYPES[spec.precision], encoder=spec.masking == "words")
     if run.compile:
         t5.compile()
-    tokenizer = None
-    if features.artifact.spec["prompts"]["kind"] != "pictures":
+    tokenizer, kind = None, "clip" if features.artifact.spec["prompts"]["kind"] == "pictures" else "lvlm"
+    if kind == "lvlm":
         vlm = model_path(Model(**features.artifact.spec["vlm"]), run)
         with loading(vlm):
             from transformers import AutoTokenizer
@@ -89,7 +89,7 @@ def prepared(spec: AlignerSpec, run: Execution, features: FeatureStore, folder: 
             f"norm_from: found a norm of width {len(norm_D)}, expected the {t5.width} of {spec.t5.name}. Name a T5 of "
             "that width, or leave norm_from out."
         )
-    config = AlignerConfig(features.shape[2], spec.hidden or t5.width, t5.width, spec.norm)
+    config = AlignerConfig(features.shape[2], spec.hidden or t5.width, t5.width, spec.norm, kind)
     wide = torch.float64 if spec.precision == "float64" else torch.float32
     aligner = Aligner(config, norm_D).to(ranks.device, wide)
     return Job(spec, aligner, t5, data, CheckpointWriter(folder), run)

@@ -126,21 +126,35 @@ def check_header(image: Image.Image, demands: Demands) -> None:
         raise PictureRefused("animated")
 
 
-def resized(image: Image.Image, longest_side: int, quality: int) -> Picture:
-    """The picture upright, RGB, not larger than asked, as JPEG."""
+def upright_png(data: bytes, longest_side: int) -> bytes:
+    """A picture that decodes (`prepare_image`), upright, RGB, not larger than asked, as PNG."""
     from PIL import Image
 
-    upright = rgb(image)
-    turned = TURNS.get(orientation(image))
-    if turned is not None:
-        upright = upright.transpose(Image.Transpose[turned])
-    longest = max(upright.size)
-    if longest > longest_side:
-        width, height = (max(1, round(side * longest_side / longest)) for side in upright.size)
-        upright = upright.resize((width, height), Image.Resampling.LANCZOS)
     sink = io.BytesIO()
-    upright.save(sink, "JPEG", quality=quality)
-    return Picture(sink.getvalue(), upright.width, upright.height, "jpg")
+    with Image.open(io.BytesIO(data), formats=OPENED) as image:
+        upright(image, longest_side).save(sink, "PNG")
+    return sink.getvalue()
+
+
+def resized(image: Image.Image, longest_side: int, quality: int) -> Picture:
+    """The picture upright, RGB, not larger than asked, as JPEG."""
+    made, sink = upright(image, longest_side), io.BytesIO()
+    made.save(sink, "JPEG", quality=quality)
+    return Picture(sink.getvalue(), made.width, made.height, "jpg")
+
+
+def upright(image: Image.Image, longest_side: int) -> Image.Image:
+    """The picture as it is meant to be seen, RGB, not larger than asked."""
+    from PIL import Image
+
+    made, turned = rgb(image), TURNS.get(orientation(image))
+    if turned is not None:
+        made = made.transpose(Image.Transpose[turned])
+    longest = max(made.size)
+    if longest > longest_side:
+        width, height = (max(1, round(side * longest_side / longest)) for side in made.size)
+        made = made.resize((width, height), Image.Resampling.LANCZOS)
+    return made
 
 
 TURNS = {

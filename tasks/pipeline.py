@@ -7,8 +7,9 @@
     made = pipe([image, "monkey", image, "cat", "zebra"], instruction=PAPER_INSTRUCTION, generator=0)
     made.images[0].save("zebra.png")
 
-In: an aligner of ThinkDiff-LVLM, a VLM, a diffusion model and the T5 that it reads. Out: pictures, or videos, with the
-VLM's words and the prompt embeddings. Models stay loaded until `close`. It stores nothing.
+In: an aligner, the VLM or, for ThinkDiff-CLIP, the vision tower that it was trained on, a diffusion model and the T5
+that this reads. Out: pictures, or videos, with the VLM's words and the prompt embeddings. Models stay loaded until
+`close`. It stores nothing.
 
 Shapes: L rows, D width of the T5, F frames, H and W pixels.
 """
@@ -27,8 +28,8 @@ import numpy.typing as npt
 
 from thinkdiff.schemas.aligner import AlignerCheckpoint
 from thinkdiff.schemas.artifact import Execution, Model
-from thinkdiff.schemas.errors import InputError
-from thinkdiff.schemas.features import FeatureSpec
+from thinkdiff.schemas.errors import InputError, SpecError
+from thinkdiff.schemas.features import FeatureSpec, PictureTokens
 from thinkdiff.schemas.media import MediaSpec
 from thinkdiff.tasks.models import compute_device, model_path
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
     from thinkdiff.tasks.aligner import Aligner
     from thinkdiff.tasks.diffusion import Decoder
+    from thinkdiff.tasks.t5_encoder import T5Encoder
+    from thinkdiff.tasks.vision_tower import VisionTower
 
     Part = str | bytes | Path | npt.NDArray[np.uint8] | Image.Image
     """Text; or a picture as an encoded file, a path, uint8 (H, W, 3) or of PIL."""
@@ -53,7 +56,7 @@ log = logging.getLogger(__name__)
 class ThinkDiffOutput:
     """What was made. images: PIL, or uint8 (H, W, 3); of a video decoder the middle frames, and `frames` (F, H, W, 3).
 
-    text: the VLM's words. prompt_embeds: float32 (L, D), what the diffusion model read.
+    text: the VLM's words, "" of ThinkDiff-CLIP. prompt_embeds: float32 (L, D), what the diffusion model read.
     """
 
     images: list[Any]
@@ -65,7 +68,8 @@ class ThinkDiffOutput:
 class ThinkDiffPipeline:
     """Made by `from_pretrained`, or from the specs of a pipeline, whose settings are then the defaults of a call.
 
-    Models are loaded at the first call. Use as a context manager, or `close` it: the VLM has a process of its own.
+    Features that are pictures' own tokens (`PictureTokens`) make it ThinkDiff-CLIP's. Models are loaded at the first
+    call. Use as a context manager, or `close` it: the VLM has a process of its own.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class ThinkDiffPipeline:
         self.asked, self.media, self.run = asked, media, run or Execution()
         self.device = compute_device(self.run)
         self.aligner = TrainedAligner(aligner, self.device)
+        self.clip = isinstance(asked.prompts, PictureTokens)
         self._engine: Any = None
         self._several = False
 
@@ -86,15 +91,22 @@ class ThinkDiffPipeline:
     ) -> Self:  # fmt: skip
         """aligner: a folder of the hub's form or its name on the hub (`thinkdiff export-aligner`, `import-aligner`).
 
-        Sampling is the paper's, up to 128 tokens and the first end token. Raises ModelError or SpecError for models
-        that are not whole or do not fit.
+        Its configuration says whether it is ThinkDiff-LVLM's, whose `vlm` is a Qwen-VL, or ThinkDiff-CLIP's, whose
+        `vlm` is a vision tower (a BLIP-2, or open_clip's EVA). A VLM's sampling is the paper's, up to 128 tokens and
+        the first end token. Raises ModelError or SpecError for models that are not whole or do not fit.
         """
         from thinkdiff.tasks.aligner_files import from_pretrained
 
-        run = run or Execution()
-        asked = FeatureSpec(vlm=Model(name=str(vlm)), max_tokens=128, end_policy="stop", compute_dtype=precision)
+        run, tower = run or Execution(), Model(name=str(vlm))
+        loaded = from_pretrained(str(aligner), run=run)
+        if loaded.config.kind == "clip":
+            asked = FeatureSpec(
+                vlm=tower, prompts=PictureTokens(), tokens=("input",), max_input_tokens=1, compute_dtype=precision
+            )
+        else:
+            asked = FeatureSpec(vlm=tower, max_tokens=128, end_policy="stop", compute_dtype=precision)
         media = MediaSpec(decoder=Model(name=str(decoder)), t5=Model(name=str(t5)), precision=precision)
-        return cls(from_pretrained(str(aligner), run=run), asked, media, run)
+        return cls(loaded, asked, media, run)
 
     def __enter__(self) -> Self:
         return self
@@ -119,30 +131,28 @@ class ThinkDiffPipeline:
         callback_on_step_end: StepEnd | None = None,
         **settings: Any,
     ) -> ThinkDiffOutput:
-        """Draws what follows from a user's turn.
+        """Draws what follows from a user's turn; of ThinkDiff-CLIP what its pictures show and its words say together.
 
-        instruction: said before it, as the benchmark's `PAPER_INSTRUCTION`. generator: a seed, or a generator from
-        which seeds of the VLM and of the pictures are drawn; none: 0. settings: `height`, `width`,
-        `num_inference_steps`, `guidance_scale`, `true_cfg_scale`, `frames`. callback_on_step_end: as diffusers calls
-        it. Raises InputError for parts that are no pictures, and for an answer without words.
+        ThinkDiff-CLIP reads all pictures in order and behind them all words, joined; wherever they stand in the turn.
+        instruction: said before it to a VLM, as the benchmark's `PAPER_INSTRUCTION`. generator: a seed, or a generator
+        from which seeds of the VLM and of the pictures are drawn; none: 0. settings: `height`, `width`,
+        `num_inference_steps`, `guidance_scale`, `true_cfg_scale`, `frames`, and of ThinkDiff-CLIP `words`, as a
+        MediaSpec has it. callback_on_step_end: as diffusers calls it. Raises InputError for parts that are no pictures,
+        and for an answer without words.
         """
         from PIL import Image
 
         media, parts = self._media(settings), list(map(part_of, content))
-        parts = [f" {part} " if isinstance(part, str) and i else part for i, part in enumerate(parts)]
-        parts = [f"{instruction}\n\n", *parts] if instruction else parts
         seed, *seeds = seeds_of(generator, num_images_per_prompt)
-        answer = self._answer(parts, seed)
-        rows = answer.features if media.keep_eos else answer.features[: answer.end_index]
-        if not len(rows):
-            raise InputError("generate: found an empty answer of the VLM, expected words. Ask in another way.")
-        x_LD = self.aligner(rows)
+        text, x_LD = (
+            self._shown(parts, instruction, media) if self.clip else self._said(parts, instruction, media, seed)
+        )
         made = self._drawn(media, x_LD, seeds, callback_on_step_end)
         frames = made if self.decoder.video else []
         images: list[Any] = [found[len(found) // 2] for found in frames] or made
         if output_type == "pil":
             images = [Image.fromarray(pixels) for pixels in images]
-        return ThinkDiffOutput(images, answer.text, x_LD, frames)
+        return ThinkDiffOutput(images, text, x_LD, frames)
 
     @cached_property
     def decoder(self) -> Decoder:
@@ -154,18 +164,56 @@ class ThinkDiffPipeline:
         return found
 
     @cached_property
-    def _empty(self) -> npt.NDArray[np.float32]:
+    def _t5(self) -> T5Encoder:
         from thinkdiff.tasks.t5_encoder import T5Encoder
 
+        found = T5Encoder(model_path(self.media.t5, self.run), self.device, self.media.precision)
+        self.decoder.check_width(f"T5 {self.media.t5.name}", found.width)
+        return found
+
+    @cached_property
+    def _empty(self) -> npt.NDArray[np.float32]:
         reads = self.decoder.text
-        t5 = T5Encoder(model_path(self.media.t5, self.run), self.device, self.media.precision)
-        return t5.empty(reads.null, reads.t5_mask)
+        return self._t5.empty(reads.null, reads.t5_mask)
+
+    @cached_property
+    def _tower(self) -> VisionTower:
+        from thinkdiff.tasks.vision_tower import VisionTower
+
+        return VisionTower(model_path(self.asked.vlm, self.run), self.device, self.asked.compute_dtype)
 
     def _media(self, settings: dict[str, Any]) -> MediaSpec:
         if "num_inference_steps" in settings:
             settings = {**settings, "steps": settings["num_inference_steps"]}
             del settings["num_inference_steps"]
         return self.media.but(**settings) if settings else self.media
+
+    def _said(
+        self, parts: list[Any], instruction: str, media: MediaSpec, seed: int
+    ) -> tuple[str, npt.NDArray[np.float32]]:
+        """The VLM's answer to a turn: its words, and its rows through the aligner."""
+        parts = [f" {part} " if isinstance(part, str) and i else part for i, part in enumerate(parts)]
+        answer = self._answer([f"{instruction}\n\n", *parts] if instruction else parts, seed)
+        rows = answer.features if media.keep_eos else answer.features[: answer.end_index]
+        if not len(rows):
+            raise InputError("generate: found an empty answer of the VLM, expected words. Ask in another way.")
+        return answer.text, self.aligner(rows)
+
+    def _shown(self, parts: list[Any], instruction: str, media: MediaSpec) -> tuple[str, npt.NDArray[np.float32]]:
+        """The rows of ThinkDiff-CLIP for a turn's pictures and words."""
+        from thinkdiff.tasks.picture_prompts import PicturePrompts, words_of
+        from thinkdiff.tasks.qwen_chat import Request, images_of
+
+        if instruction:
+            raise SpecError(
+                "instruction: found one, expected none. ThinkDiff-CLIP has no model that follows it; say what is to be "
+                "drawn among the content."
+            )
+        reads = self.decoder.text
+        pictures = images_of(Request("turn", tuple(parts)))
+        tower = self._tower if pictures else None
+        made = PicturePrompts(tower, self.aligner, lambda: self._t5, reads, media.words, media.keep_eos)
+        return "", made(pictures, words_of(parts))
 
     def _answer(self, parts: list[Any], seed: int) -> Any:
         from thinkdiff.tasks.engines import open_engine

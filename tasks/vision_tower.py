@@ -46,7 +46,7 @@ BATCH = 32
 
 
 class VisionTower:
-    """Raises ModelError when the folder holds no whole tower."""
+    """`tokens` is L. Raises ModelError when the folder holds no whole tower."""
 
     def __init__(self, path: str, device: str, precision: Literal["bfloat16", "float32"] = "float32") -> None:
         import torch
@@ -62,6 +62,7 @@ class VisionTower:
             model.load_state_dict({name: value.to(self.dtype) for name, value in tensors.items()}, assign=True)
         self.model = model.to(device).eval().requires_grad_(False)
         self.side: int = model.config.image_size
+        self.tokens = 1 + (self.side // model.config.patch_size // 2) ** 2
 
     def __call__(self, pictures: Sequence[Image.Image]) -> npt.NDArray[np.float32]:
         """(B, L, D) of RGB pictures of any size."""

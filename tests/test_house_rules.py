@@ -32,6 +32,11 @@ VERBS = {
     "import_media",
     "score_cobsat",
     "render_report",
+    "gather_gallery",
+    "draw_gallery",
+    "import_gallery",
+    "score_gallery",
+    "render_gallery",
 }
 KNOW_PREFECT = {"step", "progress"}
 HEAVY = {"torch", "zarr", "fsspec"}
@@ -275,7 +280,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("stem", ["thinkdiff_flow", "import_media_flow", "recipes", "cli"])
+@pytest.mark.parametrize("stem", ["thinkdiff_flow", "import_media_flow", "gallery_flow", "recipes", "cli"])
 def test_flows_import_without_heavy_libraries(stem: str) -> None:
     heavy = "{'torch', 'torchvision', 'vllm', 'diffusers', 'transformers', 'zarr', 'pyarrow', 'matplotlib'}"
     program = f"import sys, thinkdiff.flows.{stem}; print(*sorted({heavy} & sys.modules.keys()))"

@@ -1,8 +1,8 @@
 """Trains the whole miniature from a seed and writes its model card: `build_mini(out)`.
 
 The models are trained in order, since the later need the earlier: judge, autoencoder, T5, FLUX (a clean start, then the
-released model and its less robust sister). The VLM and the vision tower need none of them, so `only=("vlm",)` can run
-in a second process.
+released model and its less robust sister). The VLM, the vision tower and the CLIP need none of them, so `only=("vlm",)`
+can run in a second process.
 Every model leaves `training.json` beside its weights; the card, `README.md`, is written from these files.
 """
 
@@ -19,7 +19,7 @@ from thinkdiff.mini import release
 from thinkdiff.schemas.errors import SpecError
 from thinkdiff.tasks.qwen_engine import prepare_torchvision
 
-STAGES = ("judge", "autoencoder", "t5", "flux_start", "flux", "flux_less_robust", "vlm", "tower")
+STAGES = ("judge", "autoencoder", "t5", "flux_start", "flux", "flux_less_robust", "vlm", "tower", "clip")
 # folders of the card, in its order
 FOLDERS = (
     "mini-qwen2-vl",
@@ -29,6 +29,7 @@ FOLDERS = (
     "mini-flux/vae",
     "mini-flux-less-robust",
     "mini-judge",
+    "mini-openai-clip",
 )
 CARD = "README.md"
 SCORINGS = "scorings.jsonl"
@@ -37,7 +38,7 @@ SCORINGS = "scorings.jsonl"
 def build_mini(out: Path, seed: int = 0, only: tuple[str, ...] = ()) -> dict[str, Any]:
     """Train into the folder `out` and return each stage's report; `only` names stages of `STAGES`.
 
-    About 70 CPU minutes on one core. Repeatable on one machine: one thread, all draws from `seed`. Raises SpecError
+    About 85 CPU minutes on one core. Repeatable on one machine: one thread, all draws from `seed`. Raises SpecError
     for a stage that there is not.
     """
     if unknown := [name for name in only if name not in STAGES]:
@@ -52,7 +53,7 @@ def build_mini(out: Path, seed: int = 0, only: tuple[str, ...] = ()) -> dict[str
 
 
 def _trainers() -> dict[str, Callable[[Path, int], dict[str, Any]]]:
-    from thinkdiff.mini import train_autoencoder, train_flux, train_judge, train_t5, train_tower, train_vlm
+    from thinkdiff.mini import train_autoencoder, train_clip, train_flux, train_judge, train_t5, train_tower, train_vlm
 
     return {
         "judge": train_judge.train_judge,
@@ -63,6 +64,7 @@ def _trainers() -> dict[str, Callable[[Path, int], dict[str, Any]]]:
         "flux_less_robust": train_flux.train_flux_less_robust,
         "vlm": train_vlm.train_vlm,
         "tower": train_tower.train_tower,
+        "clip": train_clip.train_clip,
     }
 
 
@@ -136,8 +138,8 @@ _NOTES = """
 ## What to know before quoting a figure
 
 - **Held-out pairs.** One (object, value) pair in six, by a fixed rule (`world.is_held_out`), is in no picture and no
-  caption that the VLM, the T5, the diffusion model or the collections have seen. Only the judge and the autoencoder
-  have seen all pairs. "Held out" above means that at least one such pair is shown.
+  caption that the VLM, the T5, the diffusion model or the collections have seen. Only the judge, the autoencoder and
+  the CLIP, which judges likeness, have seen all pairs. "Held out" above means that at least one such pair is shown.
 - **Conditioning noise is a stand-in.** `mini-flux` was trained with noise on its prompt embeddings. A real FLUX,
   trained on the captions of the web, tolerates embeddings that are near T5's; a tiny one does not by itself, and
   without the noise the transfer from aligned features to pictures does not happen. `mini-flux-less-robust` has met

@@ -2,8 +2,9 @@
 
 Below the world's folder: `cc3m.tsv`, `cc12m.tsv` and `sbu-captions-all.json` in their native formats, one WebDataset
 tar for every 1,000 rows of a collection, `cobsat/<family>_<object>/<value>_<object>.jpg` for every pair, and last
-`world.json`, whose presence says that all else is there. The collections hold no held-out pair; the benchmark holds
-all. Deterministic in the seeds, byte for byte.
+`world.json`, whose presence says that all else is there. `gallery`, pictures with `prompts.jsonl`, is written when it
+is asked for. The collections and the gallery hold no held-out pair; the benchmark holds all. Deterministic in the
+seeds, byte for byte.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ import numpy as np
 
 from thinkdiff.mini import renderer, vlm_prompts, world
 from thinkdiff.schemas.pipeline import World
+from thinkdiff.storage.pixels import png
 from thinkdiff.storage.root import Folder
 from thinkdiff.tasks.cobsat import image_path
 
 DONE = "world.json"
-BENCHMARK_FOLDER = "cobsat"
+BENCHMARK_FOLDER, GALLERY_FOLDER = "cobsat", "gallery"
+# name, pictures of a prompt, whether it has words
+GALLERY_KINDS = (("image", 1, False), ("image-text", 1, True), ("images", 2, False), ("images-text", 2, True))
+GALLERY_PROMPTS = 12  # of each kind
 ROWS_IN_A_TAR = 1000
 MISSING_SHARE = 0.02
 REPEATED_ROWS = 5
@@ -70,6 +75,45 @@ def ensure_world(spec: World, data_root: str) -> None:
     digests = {file: hashlib.sha256(out.read(file)).hexdigest() for _, file, _ in COLLECTIONS}
     done = {"spec": spec.model_dump(mode="json"), "counts": counts, "sha256": digests}
     out.write(DONE, json.dumps(done, indent=2).encode())
+
+
+def ensure_gallery(spec: World, data_root: str) -> str:
+    """Write the gallery below `data_root` unless it is there; returns where it is."""
+    out = Folder.at(data_root) / spec.folder / GALLERY_FOLDER
+    if not out.exists("prompts.jsonl"):
+        write_gallery(out, spec.benchmark_seed)
+    return out.uri
+
+
+def write_gallery(out: Folder, seed: int) -> int:
+    """Write 48 prompts, twelve of each kind, with their pictures; `prompts.jsonl` last. Returns how many prompts.
+
+    A picture shows one named value; the second of two shows another object. Words give the first one's object a value
+    of another family. No pair is a held-out one.
+    """
+    rng = np.random.default_rng([seed, 3])
+    singles, lines = world.single_attribute_pictures(), list[str]()
+    for kind, count, words in GALLERY_KINDS:
+        for number, first in enumerate(rng.permutation(singles)[:GALLERY_PROMPTS]):
+            others = singles[singles[:, 0] != first[0]]
+            rows = np.stack([first, others[rng.integers(len(others))]][:count])
+            pictures = [
+                (f"{kind}-{number}-{place}.png", drawn) for place, drawn in enumerate(renderer.render(rows, rng), 1)
+            ]
+            for name, drawn in pictures:
+                out.write(name, png(drawn))
+            said = " ".join(world.detail_sentences(other_value(first, singles, rng))) if words else ""
+            line = {"name": f"{kind}-{number}", "images": [name for name, _ in pictures], "text": said}
+            lines.append(json.dumps(line))
+    out.write("prompts.jsonl", "\n".join(lines).encode())
+    return len(lines)
+
+
+def other_value(row: world.Attributes, singles: world.Attributes, rng: np.random.Generator) -> world.Attributes:
+    """A row of the same object with a value of another family, which can be seen beside the first."""
+    family = int(np.flatnonzero(row[1:])[0])
+    same = singles[(singles[:, 0] == row[0]) & (singles[:, 1 + family] == 0)]
+    return same[rng.integers(len(same))]
 
 
 def write_collections(out: Folder, seed: int, rows: int = 9000, url_base: str | None = None) -> dict[str, int]:

@@ -1,0 +1,113 @@
+"""The flow behind `thinkdiff/gallery`: ThinkDiff-CLIP on a folder of pictures and prompts, to tables and a page.
+
+It trains the recipe's aligner if the root has none, gathers the folder, draws it, also by the controls that the recipe
+asks for, takes in the pictures of other systems, measures and shows all of them. What is in the store ends in `Cached`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from thinkdiff.flows import recipes
+from thinkdiff.flows.thinkdiff_flow import Ledger
+from thinkdiff.schemas.aligner import AlignerCheckpoint, AlignerSpec
+from thinkdiff.schemas.artifact import Execution, Stage
+from thinkdiff.schemas.errors import SpecError
+from thinkdiff.schemas.gallery import GalleryInputs, GalleryPlan
+from thinkdiff.schemas.media import MediaSet
+from thinkdiff.schemas.pipeline import PipelineSpec
+from thinkdiff.tasks.draw_gallery import draw_gallery
+from thinkdiff.tasks.extract_features import extract_features
+from thinkdiff.tasks.fetch_images import fetch_images
+from thinkdiff.tasks.gather_gallery import gather_gallery
+from thinkdiff.tasks.import_gallery import import_gallery
+from thinkdiff.tasks.render_gallery import render_gallery
+from thinkdiff.tasks.sample_captions import sample_captions
+from thinkdiff.tasks.score_gallery import score_gallery
+from thinkdiff.tasks.train_aligner import train_aligner
+
+OURS, UNTRAINED, WORDS = "ThinkDiff-CLIP", "untrained aligner", "words alone"
+
+
+@flow(name="thinkdiff", flow_run_name="{recipe}: gallery", persist_result=False, validate_parameters=True)
+def gallery(
+    recipe: str = "mini-clip",
+    folder: str | None = None,
+    beside: str | None = None,
+    spec: PipelineSpec | None = None,
+    run: Execution = Execution(),  # noqa: B008 (frozen)
+    refresh: list[Stage] | None = None,
+) -> dict[str, Any]:
+    """Draws, measures and shows a gallery under `run.root`.
+
+    Args:
+        recipe: a named experiment with a gallery, as mini-clip and clip-paper. Only a label when `spec` is given.
+        folder: the gallery, with `prompts.jsonl`, a path or URL; none: the miniature's own.
+        beside: a folder of other systems' pictures, `<system>/<prompt>.png` or `.jpg`.
+        spec: a whole pipeline instead of the recipe's.
+        run: where and how fast to run; never changes a result.
+        refresh: stages to compute again although their records are there.
+    """
+    from thinkdiff.tasks.gallery_files import gallery_source
+
+    spec = spec or recipes.recipe(recipe)
+    if spec.gallery is None:
+        raise SpecError(f"{spec.name}: found no gallery in the recipe, expected one. Take mini-clip or clip-paper.")
+    if refresh:
+        run = run.model_copy(update={"refresh": tuple(refresh)})
+    run = recipes.execution(run, spec)
+    recipes.prepare(spec, run)
+    folder, ledger = folder or recipes.gallery_folder(spec, run), Ledger()
+    source = gallery_source(folder, spec.gallery.longest_side)  # a folder that cannot be used ends it before it trains
+    trained = aligners(spec, run, ledger)
+    inputs = ledger.add(gather_gallery(run.model_copy(update={"given": folder}), source))
+    systems = drawn(spec.gallery, run, ledger, inputs, trained)
+    if beside is not None:
+        systems |= given(beside, run, ledger, inputs)
+    scores = ledger.add(score_gallery(run, spec.gallery.scores, inputs, systems))
+    page = ledger.add(render_gallery(run, spec.gallery.page, inputs, systems, scores))
+    result = ledger.result().model_dump(mode="json")
+    return result | {"scores": scores.stats["scores"], "report": page.path("gallery.html")}
+
+
+def aligners(spec: PipelineSpec, run: Execution, ledger: Ledger) -> dict[str, AlignerCheckpoint]:
+    """The recipe's aligner, and the one that was never trained if it is asked for."""
+    assert spec.gallery is not None
+    captions = ledger.add(sample_captions(run, spec.captions))
+    images = ledger.add(fetch_images(run, spec.images, captions))
+    features = ledger.add(extract_features(run, spec.features, images))
+    wanted: dict[str, AlignerSpec] = {OURS: spec.aligner}
+    if spec.gallery.untrained:
+        wanted[UNTRAINED] = spec.aligner.but(steps=0)
+    return {name: ledger.add(train_aligner(run, one, features), role=name) for name, one in wanted.items()}
+
+
+def drawn(
+    plan: GalleryPlan, run: Execution, ledger: Ledger, inputs: GalleryInputs, trained: dict[str, AlignerCheckpoint]
+) -> dict[str, MediaSet]:
+    """The gallery by each aligner, and by the words alone where that is asked for and any prompt has words."""
+    systems = {
+        name: ledger.add(draw_gallery(run, plan.draw, inputs, aligner), role=f"pictures of {name}")
+        for name, aligner in trained.items()
+    }
+    if plan.text_alone and inputs.counts["with_words"]:
+        said = plan.draw.but(reads="text")
+        systems[WORDS] = ledger.add(draw_gallery(run, said, inputs, None), role=f"pictures of {WORDS}")
+    return systems
+
+
+def given(beside: str, run: Execution, ledger: Ledger, inputs: GalleryInputs) -> dict[str, MediaSet]:
+    """Other systems' pictures, by the names of their folders. Raises SpecError for a name that is ours."""
+    from thinkdiff.storage.gallery_tables import read_list
+    from thinkdiff.tasks.gallery_files import given_gallery, systems
+
+    found: dict[str, MediaSet] = {}
+    place = run.model_copy(update={"given": beside})
+    for name in systems(beside):
+        if name in (OURS, UNTRAINED, WORDS):
+            raise SpecError(f"{beside}: found a system called {name!r}, expected another name. It is taken.")
+        spec = given_gallery(beside, name, read_list(inputs))
+        found[name] = ledger.add(import_gallery(place, spec, inputs), role=f"pictures of {name}")
+    return found
