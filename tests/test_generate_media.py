@@ -219,7 +219,8 @@ def test_aligned_rows_are_read_back_once_by_the_aligners_own_t5(make, models, qu
     model: Any = T5ForConditionalGeneration.from_pretrained(models / "t5").eval()
     tokenizer, expected = AutoTokenizer.from_pretrained(models / "t5"), {}
     for prompt, x_LD in zip(PROMPTS, aligned_by_hand(aligner, cut), strict=True):
-        rows: Any = BaseModelOutput(last_hidden_state=torch.from_numpy(x_LD)[None])
+        x_1LD: Any = torch.from_numpy(x_LD)[None]
+        rows = BaseModelOutput(last_hidden_state=x_1LD)
         (ids,) = model.generate(encoder_outputs=rows, max_new_tokens=6, do_sample=False)
         expected[prompt.name] = tokenizer.decode(ids, skip_special_tokens=True)
     assert len(set(expected.values())) > 1
