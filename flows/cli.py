@@ -226,7 +226,8 @@ def generate(
     spec = named(recipe)
     where = execution(validated(Execution, {"root": root, "device": device}), spec)
     text = compose(spec, chosen_aligner(where, aligner), parts, out, seed, where)
-    typer.echo(f"the VLM's words: {text}")
+    if text:
+        typer.echo(f"the VLM's words: {text}")
     typer.echo(f"picture: {out}")
 
 

@@ -24,6 +24,7 @@ from thinkdiff.schemas.scores import ClassifierJudge, ClipJudge, ScoreSpec, VlmJ
 
 MINI_INSTRUCTION = "I give you several words and pictures. Describe the next picture."
 MINI_PROMPT_ROWS = 30  # the world's longest caption and its end token: the longest prompt that mini-flux has learnt
+MINI_CLIP_STEPS = 5000  # after 1,000 the tables' losses tell variants apart, but drawn pictures lack what was shown
 ABLATION_SEEDS = 3
 
 
@@ -141,7 +142,8 @@ def mini_clip() -> PipelineSpec:
         scores=SimilaritySpec(clip=mini_model("mini-openai-clip")),
         page=GalleryPageSpec(title="ThinkDiff-CLIP in miniature"),
     )
-    changed = {"features": features, "aligner": clip_aligner(base.aligner), "gallery": gallery}
+    aligner = clip_aligner(base.aligner).but(steps=MINI_CLIP_STEPS, schedule_steps=MINI_CLIP_STEPS)
+    changed = {"features": features, "aligner": aligner, "gallery": gallery}
     return base.model_copy(update={**changed, "queries": None, "media": None, "scores": None})
 
 

@@ -83,18 +83,20 @@ def read_picture(name: str) -> bytes:
 def compose(
     spec: PipelineSpec, aligner: AlignerCheckpoint | Aligner, parts: list[str], out: Path, seed: int, run: Execution
 ) -> str:
-    """Writes the picture, of a video also the video, and returns the VLM's words."""
+    """Writes the picture, of a video also the video, and returns the VLM's words, "" of ThinkDiff-CLIP."""
     from thinkdiff.storage.pixels import mp4, png
     from thinkdiff.storage.root import locate
     from thinkdiff.tasks.pipeline import ThinkDiffPipeline
 
-    content = user_turn(parts)
-    if spec.queries is None or spec.media is None:
-        raise SpecError(f"{spec.name}: found no decoder in the recipe, expected `queries` and `media`. Name another.")
-    with ThinkDiffPipeline(aligner, spec.queries, spec.media, run) as pipe:
+    content, (asked, media) = user_turn(parts), (spec.queries, spec.media)
+    if spec.gallery is not None:
+        asked, media = spec.features, spec.gallery.draw.media
+    if asked is None or media is None:
+        raise SpecError(f"{spec.name}: found no decoder in the recipe, expected one. Name another recipe.")
+    with ThinkDiffPipeline(aligner, asked, media, run) as pipe:
         made = pipe(content, generator=seed, output_type="np")
     folder, name = locate(".", str(out))
     folder.write(name, png(made.images[0]))
     if made.frames:
-        folder.write(str(Path(name).with_suffix(".mp4")), mp4(made.frames[0], spec.media.fps))
+        folder.write(str(Path(name).with_suffix(".mp4")), mp4(made.frames[0], media.fps))
     return made.text

@@ -12,7 +12,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -56,7 +55,7 @@ def gallery_source(uri: str, longest_side: int) -> GallerySource:
 
 
 def gallery_files(folder: Folder) -> Files:
-    """A gallery's prompts and pictures. Raises InputError, in one sentence, for what cannot be used."""
+    """A gallery's prompts and pictures; links are no files. Raises InputError, a sentence, for what cannot be used."""
     if not folder.exists(LIST):
         raise InputError(
             f"{folder.uri}: found no {LIST}, expected a gallery: a line of JSON for each prompt, and the pictures that "
@@ -133,7 +132,7 @@ def systems(uri: str) -> list[str]:
 
 
 def entries_of(folder: Folder, paths: Mapping[str, str], sizes: Mapping[str, int]) -> dict[str, FileEntry]:
-    """The entries of those files that there are. Raises InputError for one too large, or one that leads elsewhere."""
+    """The entries of those files that there are. Raises InputError for one that is too large."""
     from thinkdiff.storage.bucket import at_once
 
     there = {key: path for key, path in paths.items() if path in sizes}
@@ -142,13 +141,6 @@ def entries_of(folder: Folder, paths: Mapping[str, str], sizes: Mapping[str, int
             f"{folder.uri}: found {len(large)} files of more than {MAX_PICTURE} bytes ({some(large)}), expected "
             "pictures. They are something else; take them away."
         )
-    if folder.is_local:
-        base = Path(folder.uri).resolve()
-        if outside := [p for p in there.values() if not Path(folder.full(p)).resolve().is_relative_to(base)]:
-            raise InputError(
-                f"{folder.uri}: found {len(outside)} links that lead out of the folder ({some(outside)}), expected "
-                "files. Someone else's gallery must not show what is yours; copy the pictures into it."
-            )
     return dict(zip(there, at_once(folder.hash, list(there.values())), strict=True))
 
 

@@ -63,6 +63,11 @@ def kinds_of(found: Tables) -> tuple[str, ...]:
     return tuple(kind for kind in (*KINDS, ALL) if any(kind in by for by in found.values()))
 
 
+def prompts_of(cells: Mapping[str, Mapping[str, Any]]) -> int:
+    """How many prompts a row of a table is about; CLIP-T is of those with words alone."""
+    return max(cell["prompts"] for cell in cells.values())
+
+
 def shown(cell: Mapping[str, Any] | None) -> str:
     """A cell in words: the mean, and its interval where there is one."""
     if cell is None:
@@ -76,8 +81,10 @@ def markdown(found: Tables) -> str:
     parts = []
     for kind in kinds_of(found):
         taken = [m for m in measures_of(found) if any(m in by.get(kind, {}) for by in found.values())]
-        counts = {c["prompts"] for by in found.values() for c in by.get(kind, {}).values()}
-        rows = [[name, *(shown(by[kind].get(m)) for m in taken)] for name, by in found.items() if kind in by]
-        said = "all prompts" if kind == ALL else kind
-        parts.append(f"### {said} (up to {max(counts)})\n\n" + grid(["system", *taken], rows))
+        rows = [
+            [name, str(prompts_of(by[kind])), *(shown(by[kind].get(m)) for m in taken)]
+            for name, by in found.items()
+            if kind in by
+        ]
+        parts.append(f"### {'all prompts' if kind == ALL else kind}\n\n" + grid(["system", "prompts", *taken], rows))
     return "\n\n".join(parts) + "\n"

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 from thinkdiff.schemas.artifact import Artifact
 from thinkdiff.schemas.gallery import KINDS, GalleryPrompt
-from thinkdiff.tasks.gallery_numbers import ALL, Tables, kinds_of, measures_of, shown
+from thinkdiff.tasks.gallery_numbers import ALL, Tables, kinds_of, measures_of, prompts_of, shown
 from thinkdiff.tasks.report_examples import image
 from thinkdiff.tasks.report_markup import Child, Html, join, plural, table, tag
 from thinkdiff.tasks.report_style import STYLE
+from thinkdiff.tasks.similarity import CLIP_T
 
 POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 LARGEST_VIDEO = 8 << 20  # bytes; of a larger one the frame in the middle is shown alone
@@ -32,13 +33,16 @@ MORE_STYLE = f"""
 .filter label:has(:focus-visible) {{ outline: 2px solid var(--accent); outline-offset: 2px; }}
 .filter input {{ position: absolute; opacity: 0; }}
 .wall .strip, .wall .answers {{ display: flex; flex-wrap: wrap; gap: .6rem; }}
-.wall .strip figure {{ width: 5rem; }} .wall .answers figure {{ width: 6.2rem; }}
+.wall .strip figure {{ width: 4.5rem; }}
+.wall .answers figure {{ width: calc((100% - 1.2rem) / 3); }}
 .wall video {{ display: block; width: 100%; border-radius: 5px; }}
 .wall .asked {{ overflow-wrap: anywhere; }}
 .scatter .dot {{ stroke: var(--bar); stroke-width: 9; opacity: .75; }}
-.scatter .s0 {{ stroke: var(--accent); }} .scatter .mean {{ stroke-width: 18; opacity: 1; }}
+.scatter .s0 {{ stroke: var(--accent); }} .scatter .s1 {{ stroke: var(--soft); }}
+.scatter .s2 {{ stroke: var(--ink); }} .scatter .mean {{ stroke-width: 18; opacity: 1; }}
 .scatter .bars {{ stroke: var(--soft); stroke-width: 1.5; }}
-.scatter span.name {{ transform: translate(.7rem, -50%); color: var(--ink); font-weight: 600; }}
+.scatter span.name {{ transform: translate(.7rem, -50%); color: var(--ink); font-weight: 600;
+  text-shadow: 0 0 3px var(--paper), 0 0 3px var(--paper), 0 0 3px var(--paper); }}
 .scatter span.name.s0 {{ color: var(--accent); }}
 .scatter span.name.left {{ transform: translate(calc(-100% - .7rem), -50%); }}
 .scatter .axis-name {{ color: var(--ink); }}
@@ -127,7 +131,8 @@ def pictures(wall: Wall) -> Html:
         )
         for kind in (ALL, *kinds)
     ]
-    note = "Below each drawn picture stand its cosines: CLIP-I and DINO with the pictures shown, CLIP-T with the words."
+    eyes = " and ".join(m for m in measures_of(wall.tables) if m != CLIP_T)
+    note = f"Below each drawn picture stand its cosines: {eyes} with the pictures shown, {CLIP_T} with the words."
     filter_ = tag("fieldset", tag("legend", "Kind of prompt"), *buttons, class_="filter")
     return join([tag("p", note), filter_, tag("div", *map(card_of, wall.cards), class_="cards wall")])
 
@@ -164,17 +169,17 @@ def made_of(drawn: Drawn) -> Html:
 def likeness(tables: Tables) -> Html:
     """A table for each kind of prompt: systems by measures, means over prompts with their intervals."""
     note = (
-        "Means over prompts with 95 % intervals by Student's t. “The picture itself” is the first input, as if it had "
-        "been copied: what fidelity alone is worth."
+        "Means over prompts with 95 % intervals by Student's t. A prompt that a system has no picture of is left out; "
+        "compare rows of as many prompts. “The picture itself” is the first input, as if it had been copied: what "
+        "fidelity alone is worth."
     )
     parts: list[Child] = [tag("p", note)]
     for kind in reversed(kinds_of(tables)):
         rows = {name: by[kind] for name, by in tables.items() if kind in by}
         taken = [m for m in measures_of(tables) if any(m in cells for cells in rows.values())]
-        most = max(cell["prompts"] for cells in rows.values() for cell in cells.values())
-        caption = f"{'All prompts' if kind == ALL else kind.capitalize()} ({plural(most, 'prompt')})"
-        body = [[name, *(shown(cells.get(m)) for m in taken)] for name, cells in rows.items()]
-        parts.append(table(["System", *taken], body, caption=caption))
+        caption = "All prompts" if kind == ALL else kind.capitalize()
+        body = [[name, prompts_of(cells), *(shown(cells.get(m)) for m in taken)] for name, cells in rows.items()]
+        parts.append(table(["System", "Prompts", *taken], body, caption=caption))
     return join(parts)
 
 

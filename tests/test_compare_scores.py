@@ -6,7 +6,7 @@ import math
 from statistics import fmean
 
 import pytest
-from browser import NO_CHROMIUM, Browser
+from browser import NO_CHROMIUM, Browser, css
 from report_artifacts import METHODS, ODDS, Parsed, artifact, build, make_media, make_scores, stage_folder
 from typer.testing import CliRunner
 
@@ -132,8 +132,8 @@ def test_page_filters_offline(root, tmp_path):
     target.write_bytes(page(found, 1000))
     with Browser(tmp_path) as browser:
         browser.open(target.as_uri())
-        browser.click("label:has(#questions-outcome-2)")
-        shown = browser.evaluate(
+        browser.click(css("label:has(#questions-outcome-2)"))
+        shown = browser.value(
             "[...document.querySelectorAll('.card')].filter(c => c.offsetParent).map(c => c.dataset.prompt)"
         )
         assert set(shown) == {name for name, outcome in found.outcomes.items() if outcome == "second only"}

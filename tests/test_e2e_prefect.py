@@ -34,7 +34,7 @@ from thinkdiff.tasks.judge_questions import questions
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEPLOYMENTS = {
     "sample-captions", "fetch-images", "extract-features", "train-aligner", "generate-media", "evaluate-cobsat",
-    "pipeline", "ablations",
+    "pipeline", "ablations", "gallery",
 }  # fmt: skip
 Made = TypeVar("Made", MediaSet, Scorecard)
 
@@ -129,7 +129,9 @@ def service(tmp_path_factory):
 def test_e2e_prefect_deployments_differ_only_in_parameters(service):
     found = {d["name"]: d for d in api(service, "/deployments/filter")}
     assert set(found) == DEPLOYMENTS
-    assert len({d["entrypoint"] for d in found.values()}) == 1
+    assert len({d["entrypoint"] for d in found.values()}) == 2
+    form = found["gallery"]["parameter_openapi_schema"]
+    assert {"recipe", "folder", "beside", "spec", "run", "refresh"} <= set(form["properties"])
     form = found["pipeline"]["parameter_openapi_schema"]
     assert {"recipe", "target", "spec", "run", "refresh"} <= set(form["properties"])
     assert "AlignerSpec" in form["definitions"]

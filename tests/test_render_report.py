@@ -343,15 +343,14 @@ def test_report_leaves_its_tables_as_markdown(built):
 
 @NO_CHROMIUM
 def test_report_in_a_browser_is_not_blank_and_follows_the_colour_scheme(html, tmp_path):
-    page, picture, grounds = tmp_path / "report.html", tmp_path / "report.png", []
+    page, grounds = tmp_path / "report.html", []
     page.write_text(html)
-    with Browser(tmp_path) as browser:
+    with Browser(tmp_path, height=2400) as browser:
         browser.open(page.as_uri())
         for scheme in ("light", "dark"):
             wanted = [{"name": "prefers-color-scheme", "value": scheme}]
-            browser.call("Emulation.setEmulatedMedia", features=wanted)
-            browser.screenshot(picture)
-            pixels = np.asarray(Image.open(picture).convert("RGB")).astype(int)
+            browser.command("Emulation.setEmulatedMedia", features=wanted)
+            pixels = np.asarray(Image.open(browser.screenshot(scheme)).convert("RGB")).astype(int)
             ground = pixels[2, 2]
             marked = (np.abs(pixels - ground).max(2) > 40).mean(1)
             assert (marked > 0).mean() > 0.4  # rows that hold something, from the title down to the pictures

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from browser import NO_CHROMIUM, Browser
+from browser import NO_CHROMIUM, Browser, css
 from report_artifacts import (
     ASKED,
     METHODS,
@@ -189,17 +189,17 @@ def test_filters_work_offline_when_they_are_clicked(report, tmp_path):
     shown = "[...document.querySelectorAll('#pictures .card')].filter(c => c.offsetParent).map(c => c.dataset.prompt)"
     with Browser(tmp_path) as browser:
         browser.open(page.as_uri())
-        assert browser.evaluate(shown) == [attrs["data-prompt"] for attrs in cards]
+        assert browser.value(shown) == [attrs["data-prompt"] for attrs in cards]
         wrong = next(attrs for attrs in cards if (attrs["data-shots"], attrs["data-outcome"]) == ("1", "1"))
         chosen = [(key, wrong[f"data-{key}"]) for key in ("shots", "outcome", "blamed", "task")]
         for count in range(1, len(chosen) + 1):
             key, value = chosen[count - 1]
-            browser.click(f"label:has(#pictures-{key}-{value})")
+            browser.click(css(f"label:has(#pictures-{key}-{value})"))
             left = [a["data-prompt"] for a in cards if all(a[f"data-{k}"] == v for k, v in chosen[:count])]
-            assert browser.evaluate(shown) == left
+            assert browser.value(shown) == left
             assert 0 < len(left) < len(cards)
         for key, _ in chosen:
-            browser.click(f"label:has(#pictures-{key}-all)")
-        assert len(browser.evaluate(shown)) == len(cards)
+            browser.click(css(f"label:has(#pictures-{key}-all)"))
+        assert len(browser.value(shown)) == len(cards)
         assert browser.problems == []
-        assert [url for url in browser.requested if not re.match("(file|data|about):", url)] == []
+        assert [url for url in browser.requests if not re.match("(file|data|about):", url)] == []

@@ -113,7 +113,7 @@ def make_tiny_if(folder: Path) -> Path:
     return folder
 
 
-def make_tiny_cogvideox(folder: Path) -> Path:
+def make_tiny_cogvideox(folder: Path, rows: int = VIDEO_ROWS) -> Path:
     """A CogVideoXPipeline as the 5B model is: rotary positions and a sampler that adds noise; of 14 rows, not 226."""
     prepare_torchvision()
     import torch
@@ -128,7 +128,7 @@ def make_tiny_cogvideox(folder: Path) -> Path:
     transformer = CogVideoXTransformer3DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8,
         text_embed_dim=WIDTH, num_layers=1, sample_width=SIDE // 8, sample_height=SIDE // 8, sample_frames=FRAMES,
-        patch_size=2, temporal_compression_ratio=4, max_text_seq_length=VIDEO_ROWS,
+        patch_size=2, temporal_compression_ratio=4, max_text_seq_length=rows,
         use_rotary_positional_embeddings=True,
     )  # fmt: skip
     channels: dict[str, Any] = {"block_out_channels": (8, 8, 8, 8)}

@@ -85,3 +85,24 @@ def make_tiny_clip(folder: Path, seed: int = 0) -> Path:
     image_processor: Any = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
     CLIPProcessor(image_processor, tokenizer).save_pretrained(folder)
     return folder
+
+
+def make_tiny_dino(folder: Path, kind: str = "vit", seed: int = 0) -> Path:
+    """A random ViT as DINO is published, without a pooler, or a random DINOv2 (`dinov2`)."""
+    prepare_torchvision()
+    import torch
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model, ViTConfig, ViTImageProcessor, ViTModel
+
+    torch.manual_seed(seed)
+    sizes: dict[str, Any] = dict(hidden_size=24, num_hidden_layers=2, num_attention_heads=2, image_size=SIDE)
+    if kind == "vit":
+        ViTModel(ViTConfig(**sizes, intermediate_size=48, patch_size=PATCH), add_pooling_layer=False).save_pretrained(
+            folder
+        )
+        ViTImageProcessor(size={"height": SIDE, "width": SIDE}).save_pretrained(folder)
+    else:
+        Dinov2Model(Dinov2Config(**sizes, mlp_ratio=2, patch_size=PATCH)).save_pretrained(folder)
+        BitImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}).save_pretrained(
+            folder
+        )
+    return folder
