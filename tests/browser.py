@@ -134,7 +134,8 @@ class Browser:
     def _place(self, element: str) -> list[float]:
         """The middle of an element once it has stood still and is what is seen there."""
         seek = (
-            f"(() => {{ const e = {element}; if (!e) return null; e.scrollIntoView({{block: 'center', behavior: 'instant'}});"
+            f"(() => {{ const e = {element}; if (!e) return null;"
+            "e.scrollIntoView({block: 'center', behavior: 'instant'});"
             "const r = e.getBoundingClientRect(), x = r.x + r.width / 2, y = r.y + r.height / 2,"
             "top = document.elementFromPoint(x, y);"
             "return top && (e.contains(top) || top.contains(e)) ? [x, y] : null; })()"

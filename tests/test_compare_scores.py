@@ -46,7 +46,9 @@ def test_pairs_are_counted_and_their_means_are_of_tasks(root):
             names = [name for name, p in one.prompts.items() if (p.shots, p.task) == (n, task)]
             if names:
                 right = [(one.verdicts[name].right, two.verdicts[name].right) for name in names]
-                assert gain.pairs == Pairs(*(right.count(pair) for pair in ((1, 1), (1, 0), (0, 1), (0, 0))))
+                assert gain.pairs == Pairs(
+                    *(right.count(pair) for pair in ((True, True), (True, False), (False, True), (False, False)))
+                )
                 assert (gain.first, gain.second) == (fmean(a for a, _ in right), fmean(b for _, b in right))
         mean = found.gains[shots, "mean"]
         assert mean.gain == pytest.approx(fmean(gain.gain for gain in tasks))
