@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -198,7 +198,7 @@ def test_thinkdiff_clip_draws_videos_of_as_many_rows_as_the_model_reads(tmp_path
         tmp_path / "aligner", vlm=TOWER, decoder=tmp_path / "cogvideox", t5=make_tiny_t5(tmp_path / "t5"),
         precision="float32", run=RUN,
     )  # fmt: skip
-    settings = {"height": SIDE, "width": SIDE, "num_inference_steps": 2, "frames": FRAMES}
+    settings: dict[str, Any] = {"height": SIDE, "width": SIDE, "num_inference_steps": 2, "frames": FRAMES}
     made = pipe([random_image(1), "a star"], words="padded", generator=3, **settings)
     assert made.prompt_embeds.shape == (226, WIDTH)
     assert [frames.shape for frames in made.frames] == [(FRAMES, SIDE, SIDE, 3)]
