@@ -30,6 +30,8 @@ def test_e2e_gallery_is_made_once_and_found_again(tmp_path: Path, world: Path):
     assert {line["state"] for line in first["stages"]} == {"Completed"}
     systems = {"ThinkDiff-CLIP", "untrained aligner", "words alone", "other", "the picture itself"}
     assert set(first["scores"]) == systems
+    (trained,) = [Path(line["uri"]) for line in first["stages"] if line["role"] == "ThinkDiff-CLIP"]
+    assert json.loads((trained / "config.json").read_text())["kind"] == "clip"
     page = Path(first["report"]).read_text()
     assert all(f'data-system="{name}"' in page for name in systems - {"the picture itself"})
     (tmp_path / "gallery" / "prompts.jsonl").write_text(json.dumps(PROMPTS[0]) + "\n{")

@@ -15,9 +15,15 @@ from thinkdiff.mini.release import weights_folder
 from thinkdiff.schemas.cobsat import PAPER_INSTRUCTION
 from thinkdiff.schemas.features import PAPER_PROMPTS
 from thinkdiff.schemas.pipeline import World
+from thinkdiff.storage.pixels import png
+from thinkdiff.storage.root import Folder
+from thinkdiff.tasks.gallery_files import gallery_files
 from thinkdiff.tasks.qwen_engine import prepare_torchvision
+from thinkdiff.tasks.similarity import Clip
 
-FOLDERS = ("mini-qwen2-vl", "mini-eva-clip", "mini-t5", "mini-flux", "mini-flux-less-robust", "mini-judge")
+FOLDERS = (
+    "mini-qwen2-vl", "mini-eva-clip", "mini-t5", "mini-flux", "mini-flux-less-robust", "mini-judge", "mini-openai-clip"
+)  # fmt: skip
 MOST_BYTES = 12_000_000
 
 
@@ -172,6 +178,7 @@ def test_weights_load_by_their_stock_classes_and_compute_in_float32():
     from diffusers import FluxPipeline, FluxTransformer2DModel
     from transformers import (
         Blip2VisionModel,
+        CLIPModel,
         Qwen2VLForConditionalGeneration,
         ResNetForImageClassification,
         T5ForConditionalGeneration,
@@ -188,6 +195,7 @@ def test_weights_load_by_their_stock_classes_and_compute_in_float32():
         pipeline.transformer,
         pipeline.vae,
         Blip2VisionModel.from_pretrained(folder / "mini-eva-clip"),
+        CLIPModel.from_pretrained(folder / "mini-openai-clip"),
     ]
     assert {p.dtype for model in models for p in model.parameters()} == {torch.float32}
     labels = models[2].config.id2label.values()
@@ -216,3 +224,29 @@ def test_judge_reads_fresh_pictures_of_every_pair():
     judge = ResNetForImageClassification.from_pretrained(weights_folder() / "mini-judge").eval()
     right = train_judge.read(judge, train_judge.to_tensor(pictures)).numpy() == rows
     assert right.all(1).mean() > 0.95
+
+
+def test_clip_tells_what_a_fresh_picture_shows():
+    rows = world.single_attribute_pictures(all_pairs=True)
+    pictures = renderer.render(rows, np.random.default_rng(9))
+    clip = Clip(str(weights_folder() / "mini-openai-clip"))
+    seen_ND = clip.images([png(picture) for picture in pictures])
+    said_ND = clip.texts([" ".join(world.noun_phrase(row)) for row in rows])
+    nearest = rows[(seen_ND @ said_ND.T).argmax(1)]
+    assert (nearest == rows).all(1).mean() > 0.8
+    assert (nearest[:, 0] == rows[:, 0]).mean() > 0.9
+
+
+def test_gallery_is_one_that_repeats_and_shows_no_held_out_pair(tmp_path: Path):
+    spec = World(folder="w", benchmark_seed=4)
+    places = [dataset.ensure_gallery(spec, str(tmp_path / name)) for name in ("one", "two")]
+    assert all_bytes(Path(places[0])) == all_bytes(Path(places[1]))
+    found = gallery_files(Folder(places[0]))
+    kinds = [prompt.kind for prompt in found.prompts]
+    assert {kind: kinds.count(kind) for kind in kinds} == dict.fromkeys(
+        ("image", "image + text", "several images", "several images + text"), 12
+    )
+    held_out = {(value, thing) for _, value, thing in world.held_out_pairs()}
+    said = [prompt.text.split() for prompt in found.prompts if prompt.text]
+    assert len(said) == 24
+    assert not [words for words in said if (words[-2], words[1]) in held_out]
