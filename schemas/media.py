@@ -69,7 +69,8 @@ class MediaSpec(Spec):
     words: Literal["own", "padded"] = Field(
         default="own",
         description="of ThinkDiff-CLIP, behind a picture's rows: the words' own, none without words; or padded to 128 "
-        "rows, of a decoder that reads a fixed number to what is left, also without words, as in the authors' scripts",
+        "rows, of a decoder that reads a fixed number to what is left, also without words, as in the authors' scripts; "
+        "CLIPs are told padded words, else the empty text",
     )
     height: int = Field(default=512, ge=8)
     width: int = Field(default=512, ge=8)

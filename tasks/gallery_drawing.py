@@ -123,7 +123,8 @@ class GalleryPainter:
         rows, seeds = [self.rows(p) for p in prompts], [noise_seed(spec.seed, p.name) for p in prompts]
         batch = max(self.run.batch // (spec.frames if video else 1), 1)
         pictures, videos = dict[int, bytes](), dict[int, bytes]()
-        for i, pixels in self.decoder.generate(rows, seeds, self.empty, Settings.of(spec), batch):
+        told = [p.text for p in prompts] if spec.words == "padded" else None
+        for i, pixels in self.decoder.generate(rows, seeds, self.empty, Settings.of(spec), batch, told):
             if video:
                 videos[i] = mp4(pixels, spec.fps)
             pictures[i] = png(pixels[len(pixels) // 2] if video else pixels)

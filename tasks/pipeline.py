@@ -142,12 +142,15 @@ class ThinkDiffPipeline:
         """
         from PIL import Image
 
+        from thinkdiff.tasks.picture_prompts import words_of
+
         media, parts = self._media(settings), list(map(part_of, content))
         seed, *seeds = seeds_of(generator, num_images_per_prompt)
         text, x_LD = (
             self._shown(parts, instruction, media) if self.clip else self._said(parts, instruction, media, seed)
         )
-        made = self._drawn(media, x_LD, seeds, callback_on_step_end)
+        told = words_of(parts) if self.clip and media.words == "padded" else ""
+        made = self._drawn(media, x_LD, seeds, callback_on_step_end, told)
         frames = made if self.decoder.video else []
         images: list[Any] = [found[len(found) // 2] for found in frames] or made
         if output_type == "pil":
@@ -231,7 +234,7 @@ class ThinkDiffPipeline:
         return self._engine.generate([Request("turn", tuple(parts), seed)])[0]
 
     def _drawn(
-        self, media: MediaSpec, x_LD: npt.NDArray[np.float32], seeds: list[int], step_end: StepEnd | None
+        self, media: MediaSpec, x_LD: npt.NDArray[np.float32], seeds: list[int], step_end: StepEnd | None, told: str
     ) -> list[npt.NDArray[np.uint8]]:
         from thinkdiff.tasks.diffusion import Settings
 
@@ -239,7 +242,9 @@ class ThinkDiffPipeline:
         empty = self._empty if decoder.reads_empty(wanted) else np.zeros((decoder.text.null, decoder.width), np.float32)
         decoder.step_end = step_end
         try:
-            made = dict(decoder.generate([x_LD] * len(seeds), seeds, empty, wanted, self.run.batch))
+            made = dict(
+                decoder.generate([x_LD] * len(seeds), seeds, empty, wanted, self.run.batch, [told] * len(seeds))
+            )
         finally:
             decoder.step_end = None
         return [made[i] for i in range(len(seeds))]

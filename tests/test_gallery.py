@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from browser import NO_CHROMIUM, Browser, css
+from meters import Killed, Meter
 from PIL import Image
 from report_artifacts import HOSTILE, Parsed
 from small_media import png
@@ -71,36 +72,12 @@ FILM = STILL.but(decoder=Model(name="cogvideox"), frames=FRAMES, words="padded")
 SPEC = GallerySpec(tower=Model(name="tower"), tower_precision="float32", media=STILL, video=FILM)
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL."""
-
-
-class Meter:
-    """A progress bar that can end the process once so much is committed."""
-
-    def __init__(self, die_at: int = 0) -> None:
-        self.done, self.resumed, self.die_at = 0, 0, die_at
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def resume(self, count: int) -> None:
-        self.resumed += count
-
-    def advance(self, count: int = 1) -> None:
-        self.done += count
-        if self.die_at and self.done >= self.die_at:
-            raise Killed
-
-
 class Bench:
     """Runs the stages' own bodies below one folder."""
 
     def __init__(self, base: Path) -> None:
         self.base, self.models = base, base / "models"
-        make_tiny_flux(self.models / "flux")
+        make_tiny_flux(self.models / "flux", clip=True)
         make_tiny_cogvideox(self.models / "cogvideox")
         make_tiny_t5(self.models / "t5")
         make_tiny_clip(self.models / "clip")
@@ -108,7 +85,16 @@ class Bench:
         small_tower(self.models / "tower")
         self.aligner = trained(base / "aligner")
 
-    def make(self, step: Any, kind: Any, name: str, *args: Any, given: str | None = None, die_at: int = 0, **run: Any):
+    def make(
+        self,
+        step: Any,
+        kind: Any,
+        name: str,
+        *args: Any,
+        given: str | None = None,
+        die_at: int | None = None,
+        **run: Any,
+    ):
         """(what the body made, its artifact, the meter) of a stage."""
         meter, folder = Meter(die_at), Folder.at(str(self.base / name))
         execution = Execution(device="cpu", threads=1, model_dirs=(str(self.models),), given=given, **run)
@@ -223,6 +209,23 @@ def test_every_prompt_is_drawn_from_its_own_rows_and_noise(bench: Bench, inputs:
     assert np.abs(pixels(reader.read("filmed", "film")) - frames[FRAMES // 2]).max() <= 1
     assert reader.read(videos_of("filmed"), "film")[4:8] == b"ftyp"
     assert sorted(reader.names("drawn")) == sorted(prompt.name for prompt in stills)
+
+
+def test_padded_words_are_told_to_the_clip_too(bench: Bench, inputs: GalleryInputs):
+    spec = SPEC.but(media=STILL.but(words="padded"))
+    _, found, _ = bench.make(draw_gallery.draw_gallery, MediaSet, "padded", spec, inputs, bench.aligner)
+    tower, aligner = VisionTower(str(bench.models / "tower"), "cpu"), TrainedAligner(bench.aligner, "cpu")
+    t5, flux = T5Encoder(str(bench.models / "t5")), FluxDecoder(str(bench.models / "flux"), precision="float32")
+    shown = aligner(tower([Image.open(io.BytesIO(png("a")))])[0])
+    whole = np.concatenate([shown, *t5.padded(["at night"], 128, mask=False)])
+    told, untold = (
+        next(
+            iter(flux.generate([whole], [noise_seed(STILL.seed, "said")], t5.empty(), Settings.of(STILL), texts=texts))
+        )[1]
+        for texts in (["at night"], None)
+    )
+    drawn = pixels(MediaReader(found).read("drawn", "said"))
+    assert np.abs(drawn - told).max() <= 1 < np.abs(drawn - untold.astype(int)).max()
 
 
 def test_words_alone_are_drawn_without_an_aligner(bench: Bench, inputs: GalleryInputs):
