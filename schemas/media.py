@@ -88,7 +88,8 @@ class MediaSpec(Spec):
     fps: int = Field(default=8, ge=1, description="frames a second at which a video is shown")
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     read_back: bool = Field(
-        default=False, description="let the T5 that taught the aligner say what it reads in the aligned rows"
+        default=False,
+        description="let the T5 that taught the aligner tell which caption it finds likeliest to the aligned rows",
     )
     seed: int = Field(default=42, ge=0, description="hashed with a prompt's name into the seed of its picture")
 
@@ -96,7 +97,7 @@ class MediaSpec(Spec):
 class MediaSet(Artifact):
     """`<method>/*.tar` of PNG pictures named by prompt and `prompts.parquet` (what was asked and answered).
 
-    `readings.parquet` where aligned rows were read back: by prompt what the aligner's T5 said to them. Pictures of a
+    `readings.parquet` where aligned rows were read back: by prompt what the aligner's T5 found in them. Pictures of a
     video decoder are the frames in the middle, and `videos/<method>/*.tar` has the videos, MP4 files.
     """
 

@@ -37,7 +37,7 @@ class AskedPrompt(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What a T5 decoder reads back in the aligned rows of a prompt."""
+    """The caption that the T5 that taught the aligner finds likeliest to the aligned rows of a prompt."""
 
     name: str
     text: str

@@ -276,10 +276,20 @@ def framed(instruction: str, prompt: Prompt, words: Sequence[str]) -> Content:
 def true_caption(spec: CobsatPrompts, prompt: Prompt) -> str:
     """A text that says what the right picture shows."""
     family = next(family for family in spec.families if family.name == prompt.family)
+    return caption(family, prompt.target_value, prompt.target_thing)
+
+
+def caption(family: Family, value: str, thing: str) -> str:
+    """A text that says what a pair looks like."""
     template = family.caption
     if not isinstance(template, str):
-        template = template[family.values.index(prompt.target_value)]
-    return template.format(value=display(prompt.target_value), thing=display(prompt.target_thing))
+        template = template[family.values.index(value)]
+    return template.format(value=display(value), thing=display(thing))
+
+
+def captions(spec: CobsatPrompts) -> dict[str, tuple[str, ...]]:
+    """By family the texts of all its pairs."""
+    return {f.name: tuple(caption(f, value, thing) for value in f.values for thing in f.things) for f in spec.families}
 
 
 def same_word(found: str, expected: str) -> bool:

@@ -1,15 +1,15 @@
 """Where a wrong picture went wrong: which part of the chain from the VLM to the judge is to blame.
 
-In: what the VLM said, what the T5 decoder reads back in the aligned rows, and what judges saw in the picture and in
-those drawn from words. Out: one cause for each wrong picture, so that shares add up to one. Words are found in texts by
-rule, with the endings that English gives them; no model is asked. Reads no file.
+In: what the VLM said, which caption the T5 decoder finds likeliest to the aligned rows, and what judges saw in the
+picture and in those drawn from words. Out: one cause for each wrong picture, so that shares add up to one. Words are
+found in texts by rule, with the endings that English gives them; no model is asked. Reads no file.
 
 A wrong picture has the first of these causes that holds:
 
     judge     the other judge finds it right
     vlm       the VLM's answer does not name both the object and the attribute
     decoder   the picture of the true caption is wrong, too: it cannot be drawn, or not be recognised
-    aligner   what is read back in the aligned rows does not name both, or the VLM's words are drawn rightly
+    aligner   the caption that is read back does not name both, or the VLM's words are drawn rightly
     decoder   all else: both are named all the way, and neither words nor aligned rows are drawn rightly
 """
 

@@ -52,7 +52,7 @@ def generate_media(work: Work, spec: MediaSpec, queries: FeatureSet, aligner: Al
     size = VIDEO_PART if painter.video else PART
     parts = -(-len(prompts) // size)
     aligned = aligned_rows(work, spec, queries, aligner) if "aligned" in spec.methods else None
-    read = [readings(work, aligner, aligned)] if spec.read_back and aligner and aligned else []
+    read = [readings(work, queries, prompts, aligner, aligned)] if spec.read_back and aligner and aligned else []
     with work.progress(len(prompts) * len(spec.methods), "pictures") as progress:
         for method in spec.methods:
             done = {kind: writer.committed(kind) for kind in painter.kinds(method)}
@@ -84,17 +84,11 @@ def generate_media(work: Work, spec: MediaSpec, queries: FeatureSet, aligner: Al
 
 def asked_prompts(queries: FeatureSet) -> list[AskedPrompt]:
     """The benchmark's prompts with the VLM's answers. Raises InputError when the features are of other requests."""
-    from thinkdiff.schemas.features import FeatureSpec
     from thinkdiff.storage.feature_reader import FeatureReader
     from thinkdiff.storage.score_tables import AskedPrompt
     from thinkdiff.tasks.cobsat import prompts, true_caption
 
-    spec = FeatureSpec.model_validate(queries.spec).prompts
-    if not isinstance(spec, CobsatPrompts):
-        raise InputError(
-            f"{queries.uri}: found features of captioning prompts, expected those of benchmark prompts. "
-            "Extract the benchmark's prompts first."
-        )
+    spec = benchmark(queries)
     reader, asked = FeatureReader(queries), prompts(spec)
     if reader.keys != [prompt.name for prompt in asked]:
         raise InputError(f"{queries.uri}: found the answers to other prompts, expected those of its own spec.")
@@ -107,6 +101,19 @@ def asked_prompts(queries: FeatureSet) -> list[AskedPrompt]:
     ]  # fmt: skip
 
 
+def benchmark(queries: FeatureSet) -> CobsatPrompts:
+    """The questions of a feature set. Raises InputError when it is of captioning prompts."""
+    from thinkdiff.schemas.features import FeatureSpec
+
+    spec = FeatureSpec.model_validate(queries.spec).prompts
+    if not isinstance(spec, CobsatPrompts):
+        raise InputError(
+            f"{queries.uri}: found features of captioning prompts, expected those of benchmark prompts. "
+            "Extract the benchmark's prompts first."
+        )
+    return spec
+
+
 def aligned_rows(work: Work, spec: MediaSpec, queries: FeatureSet, aligner: AlignerCheckpoint | None) -> AlignedRows:
     """Those of the method aligned. Raises InputError without an aligner."""
     from thinkdiff.tasks.prompt_rows import AlignedRows
@@ -116,12 +123,15 @@ def aligned_rows(work: Work, spec: MediaSpec, queries: FeatureSet, aligner: Alig
     return AlignedRows(queries, aligner, spec.keep_eos, compute_device(work.run), work.log)
 
 
-def readings(work: Work, aligner: AlignerCheckpoint, rows: AlignedRows) -> FileEntry:
-    """What the aligner's T5 says to the aligned rows, as a file; one that an earlier try has left is kept.
+def readings(
+    work: Work, queries: FeatureSet, prompts: list[AskedPrompt], aligner: AlignerCheckpoint, rows: AlignedRows
+) -> FileEntry:
+    """What the aligner's T5 finds in the aligned rows, as a file; one that an earlier try has left is kept.
 
     It comes before the pictures, so that this T5 and the diffusion model are not in memory together.
     """
     from thinkdiff.storage.score_tables import READINGS, Reading, stored_readings, write_rows
+    from thinkdiff.tasks.cobsat import captions
     from thinkdiff.tasks.read_back import read_back
     from thinkdiff.tasks.t5_decoder import TYPES, T5Decoder
 
@@ -129,9 +139,11 @@ def readings(work: Work, aligner: AlignerCheckpoint, rows: AlignedRows) -> FileE
         return left
     spec = AlignerSpec.model_validate(aligner.spec)
     t5 = T5Decoder(model_path(spec.t5, work.run), compute_device(work.run), TYPES[spec.precision])
-    with work.progress(len(rows.keys), "readings") as progress:
-        said = read_back(rows, t5, work.run.batch, progress.advance)
-    return write_rows(work.folder, READINGS, Reading, list(zip(rows.keys, said, strict=True)))
+    of_family = captions(benchmark(queries))
+    with work.progress(len(prompts), "readings") as progress:
+        choices = [of_family[prompt.family] for prompt in prompts]
+        found = read_back(rows, t5, choices, work.run.batch, progress.advance)
+    return write_rows(work.folder, READINGS, Reading, list(zip(rows.keys, found, strict=True)))
 
 
 def source_of(method: Method, painter: Painter, prompts: list[AskedPrompt], aligned: AlignedRows | None) -> Source:

@@ -139,7 +139,7 @@ def card(example: Example, names: Mapping[str, str], by: Sequence[Axis]) -> Html
     query = tag("div", "?", class_="query", role="img", aria_label="the picture that is asked for")
     shown.append(tag("figure", query, tag("figcaption", prompt.query)))
     drawn = [answer(item, names.get(item.method, item.method)) for item in example.answers]
-    read = None if example.reading is None else said("The T5 reads back", example.reading)
+    read = None if example.reading is None else said("Likeliest to the T5", example.reading)
     fails = tag("p", "Fails in: ", tag("b", example.blamed), class_="asked") if example.blamed else None
     return tag(
         "article",

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 BLAMED: Mapping[Cause, str] = {"vlm": "VLM", "aligner": "aligner", "decoder": "diffusion model", "judge": "judge"}
 EVIDENCE: Mapping[Cause, str] = {
     "vlm": "its answer does not name both the object and the attribute",
-    "aligner": "the answer does, but what a T5 decoder reads back in the aligned rows does not, or the same words are "
-    "drawn rightly when they come as text",
+    "aligner": "the answer does, but the caption that a T5 decoder finds likeliest to the aligned rows does not, or "
+    "the same words are drawn rightly when they come as text",
     "decoder": "the picture of the true caption is wrong, too, or neither words nor aligned rows are drawn rightly",
     "judge": "the second judge finds the picture right",
 }
@@ -43,10 +43,10 @@ def failures(counted: Counts, second: bool, read_back: bool) -> Html | None:
         [f"{shots} shots", *(share(causes, cause) for cause in CAUSES), plural(sum(causes.values()), "picture")]
         for shots, causes in counted.items()
     ]
+    read = "the caption that a T5 decoder finds likeliest to the aligned rows, " if read_back else ""
     said = (
         "Every wrong picture of the aligned route is put down to one part of the chain, by comparing the VLM's text, "
-        f"{'what is read back in the aligned rows, ' if read_back else ''}and the pictures drawn from words. The "
-        "first that fails is named:"
+        f"{read}and the pictures drawn from words. The first that fails is named:"
     )
     head = ["", *(BLAMED[cause] for cause in CAUSES), "wrong"]
     without = None if second else tag("p", "No second judge was asked, so no failure is put down to the judge.")
