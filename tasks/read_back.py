@@ -1,8 +1,8 @@
 """What the T5 that taught an aligner finds in aligned rows: where a picture is wrong, was it the aligner's doing?
 
 In: the rows of every prompt, the captions to choose from and the frozen T5 decoder. Out: of each prompt the caption
-that the T5 finds likeliest, as a judge chooses among the words of the benchmark. It is not asked to speak: it was to go on
-with a text, and to rows of a whole one it has little to say. Writes nothing.
+that the T5 finds likeliest, as a judge chooses among the words of the benchmark. It is not asked to speak: it was to go
+on with a text, and to rows of a whole one it has little to say. Writes nothing.
 """
 
 from __future__ import annotations
