@@ -152,7 +152,7 @@ def test_e2e_generate_draws_a_picture_from_pictures_and_words(first, world, tmp_
     ],
 )
 def test_e2e_bad_request_is_one_sentence_and_exit_code_2(arguments, sentence):
-    done = (started if "clip-paper" in arguments else thinkdiff)(*arguments)
+    done = thinkdiff(*arguments)
     assert done.returncode == 2
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr

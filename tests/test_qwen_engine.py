@@ -23,7 +23,7 @@ from thinkdiff.tasks.transformers_engine import TransformersEngine
 pytest.importorskip("vllm")
 prepare_torchvision()
 from tiny_models import make_tiny_qwen_vl, random_image  # noqa: E402
-from tiny_requests import COMMON, FAST, SAMPLED, SCARCE, TOLERANCE, T, assert_same, prompts  # noqa: E402
+from tiny_requests import COMMON, FAST, SAMPLED, SCARCE, TOLERANCE, T, assert_counted, assert_same, prompts  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +59,10 @@ def scarce(checkpoint: Path):
 
 
 def test_generate_greedy_equals_transformers(engine: QwenEngine, expected: list[Generation]):
+    before = engine.statistics()
     found = engine.generate(prompts(24))
+    assert_counted(before, after := engine.statistics(), found)
+    assert after["preempted"] == after["recomputed"] == 0
     assert_same(found, expected)
     ended = [g for g in found if g.end_index is not None]
     assert 0 < len(ended) < 24  # both ways to end are covered

@@ -39,3 +39,12 @@ def assert_same(found: list[Generation], expected: list[Generation]) -> None:
         assert (a.text, a.end_index) == (b.text, b.end_index)
         assert a.features.shape == (len(a.token_ids), 128)
         np.testing.assert_allclose(a.features, b.features, rtol=0, atol=TOLERANCE, err_msg=a.key)
+
+
+def assert_counted(before: dict[str, float], after: dict[str, float], found: list[Generation], beyond: int = 0) -> None:
+    """An engine's statistics around a batch: rows are the answers', what was computed again, and `beyond`."""
+    used = {name: after[name] - before[name] for name in after}
+    assert 0 < used["steady"] < used["steps"]  # both ways of copying rows had their turn
+    assert after["live"] == after["ended"] == 0
+    assert 0 < used["vision_seconds"] < used["prefill_seconds"]
+    assert used["rows"] - used["recomputed"] - sum(len(g.token_ids) for g in found) == beyond
