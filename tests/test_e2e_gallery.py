@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
-from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
 
-import pytest
 from small_media import png
-from small_run import SETTINGS
-
-from thinkdiff.flows.cli import app
-from thinkdiff.schemas.errors import InputError
+from small_run import SETTINGS, thinkdiff
 
 PROMPTS = [
     {"name": "one", "images": ["a.png"]},
@@ -31,7 +24,9 @@ def test_e2e_gallery_is_made_once_and_found_again(tmp_path: Path, world: Path):
     command = ["gallery", "mini-clip", "--root", str(tmp_path / "root"), "--data", str(world), "--json"]
     command += ["--folder", str(tmp_path / "gallery"), "--beside", str(tmp_path / "beside")]
     command += [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
-    first = answer(command)
+    done = thinkdiff(*command)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first = json.loads(done.stdout)
     assert {line["state"] for line in first["stages"]} == {"Completed"}
     systems = {"ThinkDiff-CLIP", "untrained aligner", "words alone", "other", "the picture itself"}
     assert set(first["scores"]) == systems
@@ -39,15 +34,5 @@ def test_e2e_gallery_is_made_once_and_found_again(tmp_path: Path, world: Path):
     assert json.loads((trained / "config.json").read_text())["kind"] == "clip"
     page = Path(first["report"]).read_text()
     assert all(f'data-system="{name}"' in page for name in systems - {"the picture itself"})
-    assert {line["state"] for line in answer(command)["stages"]} == {"Cached"}
-    (tmp_path / "gallery" / "prompts.jsonl").write_text(json.dumps(PROMPTS[0]) + "\n{")
-    with pytest.raises(InputError, match=r"prompts\.jsonl, line 2: prompt: found"):
-        answer(command)
-
-
-def answer(command: list[str]) -> dict[str, Any]:
-    """What the command prints, run in this process."""
-    said = io.StringIO()
-    with redirect_stdout(said):
-        app(command, standalone_mode=False)
-    return json.loads(said.getvalue())
+    again = thinkdiff(*command)
+    assert {line["state"] for line in json.loads(again.stdout)["stages"]} == {"Cached"}, again.stderr[-3000:]
