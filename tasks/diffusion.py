@@ -9,6 +9,7 @@ Shapes: B batch, L rows of a prompt, D width of a row, N rows of the empty text,
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from abc import ABC, abstractmethod
@@ -354,6 +355,12 @@ def batches(lengths: Sequence[int], size: int, mixed: bool) -> Iterator[list[int
     for _, kin in itertools.groupby(order, key=lambda i: None if mixed else lengths[i]):
         at = list(kin)
         yield from (at[start : start + size] for start in range(0, len(at), size))
+
+
+def noise_seed(seed: int, name: str) -> int:
+    """The seed of a prompt's noise: 63 bits of a hash of (seed, name)."""
+    digest = hashlib.blake2b(f"{seed}\n{name}".encode(), digest_size=8, person=b"thinkdiff-noise").digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def read_index(path: str) -> dict[str, Any]:

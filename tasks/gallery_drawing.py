@@ -7,7 +7,6 @@ knows no store. The pooled text embedding that some decoders read is that of the
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -117,7 +116,7 @@ class GalleryPainter:
     def paint(self, prompts: Sequence[GalleryPrompt]) -> tuple[Named, Named]:
         """(name, PNG bytes) of each, in order, and (name, MP4 bytes) where the model draws videos."""
         from thinkdiff.storage.pixels import mp4, png
-        from thinkdiff.tasks.diffusion import Settings
+        from thinkdiff.tasks.diffusion import Settings, noise_seed
 
         spec, video = self.spec, self.decoder.video
         rows, seeds = [self.rows(p) for p in prompts], [noise_seed(spec.seed, p.name) for p in prompts]
@@ -130,12 +129,6 @@ class GalleryPainter:
             pictures[i] = png(pixels[len(pixels) // 2] if video else pixels)
         stills, films = ([(p.name, made[i]) for i, p in enumerate(prompts) if i in made] for made in (pictures, videos))
         return stills, films
-
-
-def noise_seed(seed: int, name: str) -> int:
-    """The seed of a prompt's noise: 63 bits of a hash of (seed, name)."""
-    digest = hashlib.blake2b(f"{seed}\n{name}".encode(), digest_size=8, person=b"thinkdiff-noise").digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 def draws_video(decoder: Model, run: Execution) -> bool:

@@ -14,8 +14,8 @@ from thinkdiff.schemas.artifact import Artifact
 from thinkdiff.schemas.gallery import KINDS, GalleryPrompt
 from thinkdiff.tasks.gallery_numbers import ALL, Tables, kinds_of, measures_of, prompts_of, shown
 from thinkdiff.tasks.report_examples import image
+from thinkdiff.tasks.report_frame import document
 from thinkdiff.tasks.report_markup import Child, Html, join, plural, table, tag
-from thinkdiff.tasks.report_style import STYLE
 from thinkdiff.tasks.similarity import CLIP_T
 
 POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
@@ -85,25 +85,13 @@ def page(wall: Wall) -> bytes:
     """The whole page as UTF-8."""
     from thinkdiff.tasks.gallery_plot import scatter
 
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="referrer", content="no-referrer"),
-        tag("title", wall.title),
-        tag("style", Html(STYLE + MORE_STYLE)),
-    )
     sections = [
         ("gallery", "Pictures", pictures(wall)),
         ("likeness", "Likeness", likeness(wall.tables)),
         ("plot", "Fidelity and adherence", join([tag("p", PLOT_SAYS), scatter(wall.tables, wall.points)])),
         ("provenance", "Provenance", provenance(wall.artifacts)),
     ]
-    body = [tag("section", tag("h2", title), inner, id=name) for name, title, inner in sections]
-    links = tag("nav", *(tag("a", title, href=f"#{name}") for name, title, _ in sections), aria_label="Sections")
-    main = tag("main", opening(wall), links, *body, footer(wall))
-    return f"<!doctype html>\n{tag('html', head, tag('body', main), lang='en')}\n".encode()
+    return document(wall.title, opening(wall), sections, footer(wall), MORE_STYLE, POLICY)
 
 
 PLOT_SAYS = (

@@ -7,7 +7,6 @@ noise. Of a video the frame in the middle is the picture that is judged and show
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -33,12 +32,6 @@ if TYPE_CHECKING:
 PART = 128
 VIDEO_PART = 4  # a video takes minutes where a picture takes seconds
 Named = list[tuple[str, bytes]]
-
-
-def picture_seed(seed: int, name: str) -> int:
-    """The seed of a prompt's noise: 63 bits of a hash of (seed, name)."""
-    digest = hashlib.blake2b(f"{seed}\n{name}".encode(), digest_size=8, person=b"thinkdiff-noise").digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 @step(MediaSet)
@@ -216,9 +209,9 @@ class Painter:
         at: the prompts' positions in the source.
         """
         from thinkdiff.storage.pixels import mp4, png
-        from thinkdiff.tasks.diffusion import Settings
+        from thinkdiff.tasks.diffusion import Settings, noise_seed
 
-        spec, seeds = self.spec, [picture_seed(self.spec.seed, name) for name in names]
+        spec, seeds = self.spec, [noise_seed(self.spec.seed, name) for name in names]
         batch = max(self.work.run.batch // (spec.frames if self.video else 1), 1)
         pictures, videos = dict[int, bytes](), dict[int, bytes]()
         texts = [source.texts[i] for i in at] if source.texts else None

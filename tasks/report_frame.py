@@ -15,12 +15,14 @@ Section = tuple[str, str, Html]
 """Its id, its heading and what is in it."""
 
 
-def document(title: str, opening: Html, sections: Sequence[Section], footer: Html, rules: str = "") -> bytes:
-    """The whole page as UTF-8. `rules` are style rules, which hold no stranger's word."""
+def document(
+    title: str, opening: Html, sections: Sequence[Section], footer: Html, rules: str = "", policy: str = POLICY
+) -> bytes:
+    """The whole page as UTF-8. `rules` are style rules, which hold no stranger's word; `policy` what it may load."""
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="referrer", content="no-referrer"),
         tag("title", title),

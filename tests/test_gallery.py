@@ -43,9 +43,8 @@ from thinkdiff.tasks import draw_gallery, gather_gallery, import_gallery, render
 from thinkdiff.tasks.aligner import Aligner, AlignerConfig
 from thinkdiff.tasks.alignment import TrainedAligner
 from thinkdiff.tasks.cogvideox import CogVideoXDecoder
-from thinkdiff.tasks.diffusion import Settings
+from thinkdiff.tasks.diffusion import Settings, noise_seed
 from thinkdiff.tasks.flux import FluxDecoder
-from thinkdiff.tasks.gallery_drawing import noise_seed
 from thinkdiff.tasks.gallery_files import gallery_source, given_gallery
 from thinkdiff.tasks.gallery_numbers import tables
 from thinkdiff.tasks.qwen_engine import prepare_torchvision

@@ -28,6 +28,7 @@ from thinkdiff.storage.media_files import MediaReader
 from thinkdiff.storage.root import Folder
 from thinkdiff.storage.score_tables import READINGS, read_prompts, read_readings
 from thinkdiff.tasks import cobsat
+from thinkdiff.tasks.diffusion import noise_seed
 from thinkdiff.tasks.step import Work
 
 HIDDEN, TOKENS, PROMPT_TOKENS = 12, 8, 6
@@ -136,7 +137,7 @@ def by_hand(models: Path, embeddings: list[np.ndarray], null: np.ndarray | None 
 
     decoder = FluxDecoder(str(models / "flux"), precision="float32")
     empty = T5Encoder(str(models / "t5")).empty() if null is None else null
-    seeds = [stage.picture_seed(SPEC.seed, prompt.name) for prompt in PROMPTS]
+    seeds = [noise_seed(SPEC.seed, prompt.name) for prompt in PROMPTS]
     return [
         next(decoder.generate([x_LD], [s], empty, Settings.of(SPEC)))[1]
         for x_LD, s in zip(embeddings, seeds, strict=True)
@@ -271,7 +272,7 @@ def test_other_seed_draws_other_pictures_of_the_same_prompts(make, queries):
     for prompt in PROMPTS:
         found = pixels(one, "true_caption", prompt.name), pixels(other, "true_caption", prompt.name)
         assert (found[0] != found[1]).any()
-    assert len({stage.picture_seed(1, prompt.name) for prompt in PROMPTS}) == len(PROMPTS)
+    assert len({noise_seed(1, prompt.name) for prompt in PROMPTS}) == len(PROMPTS)
 
 
 def test_texts_are_cut_and_drawn_as_the_decoders_own_pipeline_takes_them(make, models, queries, aligner):
@@ -283,7 +284,7 @@ def test_texts_are_cut_and_drawn_as_the_decoders_own_pipeline_takes_them(make, m
     _, media, _ = make(spec, queries, aligner)
     decoder, encoder = open_decoder(str(models / "sigma"), precision="float32"), T5Encoder(str(models / "t5"))
     said = encoder.encode([cobsat.true_caption(BENCHMARK, prompt) for prompt in PROMPTS])
-    seeds = [stage.picture_seed(spec.seed, prompt.name) for prompt in PROMPTS]
+    seeds = [noise_seed(spec.seed, prompt.name) for prompt in PROMPTS]
     made = dict(decoder.generate(said, seeds, encoder.empty(), Settings.of(spec)))
     assert_same_pictures(media, "true_caption", [made[i] for i in range(len(PROMPTS))])
     assert len(MediaReader(media).names("aligned")) == len(PROMPTS)
@@ -310,7 +311,7 @@ def test_video_decoder_leaves_videos_and_the_frames_in_their_middle(make, models
     reads, reader = decoder.text, MediaReader(media)
     said = encoder.padded(["a red ring"], reads.longest or 0, mask=False)
     name = next(p.name for p in PROMPTS if cobsat.true_caption(BENCHMARK, p) == "a red ring")
-    empty, seed = encoder.empty(reads.null, mask=False), stage.picture_seed(VIDEO.seed, name)
+    empty, seed = encoder.empty(reads.null, mask=False), noise_seed(VIDEO.seed, name)
     ((_, expected),) = decoder.generate(said, [seed], empty, Settings.of(VIDEO))
     assert np.abs(pixels(media, "true_caption", name).astype(int) - expected[FRAMES // 2]).max() <= 1
     for method in VIDEO.methods:
