@@ -115,11 +115,11 @@ def seeded(name: str, aligner: AlignerSpec, media: MediaSpec | None, **more: Fea
 
 
 def forced_rows(base: PipelineSpec) -> list[Variant]:
-    """The VLM goes on behind its end token to the last row, and all rows are read; the authors read 128 of each."""
+    """The end token is barred up to the last row, and all rows are read: the authors' `min_tokens = max_tokens = 128`."""
     assert base.queries is not None
     assert base.media is not None
     media = base.media.but(methods=("aligned",), read_back=False, keep_eos=True)
-    name, queries = f"forced {base.queries.max_tokens} rows", base.queries.but(end_policy="run_on")
+    name, queries = f"forced {base.queries.max_tokens} rows", base.queries.but(end_policy="forced")
     return seeded(name, base.aligner, media, queries=queries)
 
 

@@ -68,7 +68,7 @@ def test_e2e_pictures_of_another_system_and_forced_rows_are_scored_beside_the_pi
         path.write_bytes(own.read("text_bridge", name))
     bring(out, root, spec.queries.prompts)
     media = spec.media.but(methods=("aligned",), keep_eos=True, read_back=False)
-    forced = Variant(name="forced", aligner=spec.aligner, media=media, queries=spec.queries.but(end_policy="run_on"))
+    forced = Variant(name="forced", aligner=spec.aligner, media=media, queries=spec.queries.but(end_policy="forced"))
     variants = json.dumps([forced.model_dump(mode="json")])
     again = small_run(root, world, "--with", OTHER, variants=variants, run__engine="transformers")
 

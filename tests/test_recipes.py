@@ -34,7 +34,7 @@ def test_conditions_of_one_seed_share_their_noise_and_only_aligned_draws_texts_t
     assert {media.methods for found in drawn.values() for media in found} == {("aligned",)}
     for variant in conditions[f"forced {forced} rows"]:
         assert variant.aligner == spec.aligner.but(seed=variant.aligner.seed)
-        assert variant.queries == spec.queries.but(end_policy="run_on")
+        assert variant.queries == spec.queries.but(end_policy="forced")
         assert variant.queries is not None
         assert variant.queries.max_tokens == forced
         assert variant.media is not None
