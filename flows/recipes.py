@@ -115,7 +115,7 @@ def seeded(name: str, aligner: AlignerSpec, media: MediaSpec | None, **more: Fea
 
 
 def forced_rows(base: PipelineSpec) -> list[Variant]:
-    """The end token is barred up to the last row, and all rows are read: the authors' `min_tokens = max_tokens = 128`."""
+    """The end token is barred and all rows are read, as the authors' `min_tokens = max_tokens = 128` does."""
     assert base.queries is not None
     assert base.media is not None
     media = base.media.but(methods=("aligned",), read_back=False, keep_eos=True)
