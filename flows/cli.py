@@ -7,15 +7,18 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from thinkdiff.flows import cli_compare
+from thinkdiff.flows import cli_compare, cli_plan
 from thinkdiff.flows.cli_gallery import gallery
 from thinkdiff.schemas.artifact import STAGES, Artifact, Execution
 from thinkdiff.schemas.cobsat import CobsatPrompts
 from thinkdiff.schemas.errors import SpecError, ThinkDiffError
+
+if TYPE_CHECKING:
+    from thinkdiff.schemas.pipeline import PipelineSpec
 
 app = typer.Typer(
     name="thinkdiff", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -68,18 +71,10 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Builds a recipe up to a stage; stages that are in the root already are taken from there."""
-    from thinkdiff.flows.recipes import recipe as named
-    from thinkdiff.schemas.artifact import validated
-    from thinkdiff.schemas.pipeline import PipelineSpec
-
     for stage in (until, *(refresh or ())):
         known_stage(stage)
     options = {"root": root, "data": data, "device": device, "threads": threads, "refetch_failed": refetch_failed}
-    values = named(recipe).model_dump() | {"run": Execution().model_dump() | options}
-    for assignment in set_ or ():
-        assign(values, assignment)
-    execution = validated(Execution, values.pop("run"))
-    spec = validated(PipelineSpec, values)
+    spec, execution = asked(recipe, set_, options)
     result = run_flow(recipe=recipe, target=until, spec=spec, run=execution, refresh=refresh or [], others=with_ or [])
     if as_json:
         typer.echo(json.dumps(result))
@@ -91,6 +86,19 @@ def run(
         typer.echo(f"{method:<14} " + "  ".join(f"{shots}-shot {value:.3f}" for shots, value in by_shots.items()))
     if result["report"]:
         typer.echo(f"report: {result['report']}")
+
+
+def asked(recipe: str, assignments: list[str] | None, options: dict[str, Any]) -> tuple[PipelineSpec, Execution]:
+    """A recipe and how to run it, with what the command line changes of both. Raises SpecError for a bad change."""
+    from thinkdiff.flows.recipes import recipe as named
+    from thinkdiff.schemas.artifact import validated
+    from thinkdiff.schemas.pipeline import PipelineSpec
+
+    values = named(recipe).model_dump() | {"run": Execution().model_dump() | options}
+    for assignment in assignments or ():
+        assign(values, assignment)
+    execution = validated(Execution, values.pop("run"))
+    return validated(PipelineSpec, values), execution
 
 
 def run_flow(**parameters: Any) -> dict[str, Any]:
@@ -130,6 +138,9 @@ def assign(values: dict[str, Any], assignment: str) -> None:
         place[last] = json.loads(text)
     except ValueError:
         place[last] = text
+
+
+app.command()(cli_plan.plan)
 
 
 @app.command()

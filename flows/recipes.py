@@ -69,6 +69,15 @@ def gallery_folder(spec: PipelineSpec, run: Execution) -> str:
     return ensure_gallery(spec.world, run.data_root)
 
 
+def unwritten(spec: PipelineSpec, run: Execution) -> str | None:
+    """The folder below the data root that `prepare` would write, None where it is there or nothing is to be written."""
+    if spec.world is None:
+        return None
+    from thinkdiff.mini.dataset import is_there
+
+    return None if is_there(spec.world, run.data_root) else spec.world.folder
+
+
 def mini() -> PipelineSpec:
     """The whole pipeline on the miniature world: minutes on two CPU cores, no network."""
     return miniature(name="mini", per_task=10)

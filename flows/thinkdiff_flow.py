@@ -10,13 +10,14 @@ from typing import Any
 from prefect import flow
 from pydantic import Field
 
-from thinkdiff.flows import recipes
+from thinkdiff.flows import planning, recipes
 from thinkdiff.schemas.aligner import AlignerCheckpoint
 from thinkdiff.schemas.artifact import STAGES, Artifact, Execution, Frozen, PipelineStage, Stage
 from thinkdiff.schemas.cobsat import CobsatPrompts
 from thinkdiff.schemas.errors import SpecError
 from thinkdiff.schemas.media import MediaSet
 from thinkdiff.schemas.pipeline import PipelineSpec, Variant
+from thinkdiff.schemas.plan import Plan
 from thinkdiff.schemas.scores import Scorecard
 from thinkdiff.tasks.extract_features import extract_features
 from thinkdiff.tasks.fetch_images import fetch_images
@@ -74,10 +75,10 @@ class Ledger:
         report: Artifact | None = None,
     ) -> RunResult:
         """The run as a value."""
-        told = {name: card.stats["scores"] for name, card in (others or {}).items()}
+        told = {name: card.stats.get("scores", {}) for name, card in (others or {}).items()}
         return RunResult(
             stages=self.lines,
-            scores=scores.stats["scores"] if scores else {},
+            scores=scores.stats.get("scores", {}) if scores else {},
             others={name: by_shots for name, methods in told.items() for by_shots in methods.values()},
             report=report.path("report.html") if report else None,
         )
@@ -107,8 +108,24 @@ def thinkdiff(
     if refresh:
         run = run.model_copy(update={"refresh": tuple(refresh)})
     must_reach(spec, target)
-    run = recipes.execution(run, spec)
-    return pipeline(spec, STAGES.index(target), run).model_dump(mode="json")
+    run, last = recipes.execution(run, spec), STAGES.index(target)
+    planning.must_be_possible(lambda: pipeline(spec, last, run), spec, run)
+    recipes.prepare(spec, run)
+    return pipeline(spec, last, run).model_dump(mode="json")
+
+
+def planned(spec: PipelineSpec, target: Stage, run: Execution, price: float | None = None) -> Plan:
+    """What the flow would need for `target`; nothing is made. price: of a GPU hour."""
+    must_reach(spec, target)
+    run, last = recipes.execution(run, spec), STAGES.index(target)
+    return planning.rehearsed(lambda: pipeline(spec, last, run), spec, run, price)
+
+
+def last_stage(spec: PipelineSpec) -> Stage:
+    """The last stage that a spec has."""
+    if spec.queries is None or spec.media is None:
+        return "train_aligner"
+    return "generate_media" if spec.scores is None else "render_report"
 
 
 def must_reach(spec: PipelineSpec, target: PipelineStage) -> None:
@@ -128,7 +145,6 @@ def must_reach(spec: PipelineSpec, target: PipelineStage) -> None:
 def pipeline(spec: PipelineSpec, last: int, run: Execution) -> RunResult:
     """The stages in order, up to number `last` of STAGES."""
     rivals = imported_media(spec, run) if last >= STAGES.index("score_cobsat") else {}
-    recipes.prepare(spec, run)
     ledger = Ledger()
     captions = ledger.add(sample_captions(run, spec.captions))
     if last < STAGES.index("fetch_images"):

@@ -164,6 +164,7 @@ class Execution(Frozen):
     refresh: tuple[Stage, ...] = Field(default=(), description="stages recomputed even when their record is there")
     lease: float = Field(default=30.0, gt=0, description="seconds after which an unrenewed lock is free")
     fetching: Fetching = Fetching()
+    plan: bool = Field(default=True, description="look first for what is missing, and stop before any work if it is")
     refetch_failed: bool = Field(default=False, description="try the failed pictures of a fetched set again")
     allow_networks: tuple[str, ...] = Field(
         default=(), description="networks (CIDR) that are not public and that pictures may come from all the same"

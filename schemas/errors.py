@@ -2,6 +2,7 @@
 
 ThinkDiffError                  anything a user can act on; the command line exits with code 2
 ├── SpecError (ValueError)      an unknown recipe, stage or key, a value out of range
+├── PlanError (RuntimeError)    things that a run needs are missing, told before any work
 ├── RootError (OSError)         a root that cannot be read or written
 ├── InputError (ValueError)     a collection file that is missing, empty or of another format
 ├── ModelError (OSError)        a model folder or hub model that is not whole
@@ -20,6 +21,10 @@ class ThinkDiffError(Exception):
 
 class SpecError(ThinkDiffError, ValueError):
     """An unknown recipe, stage or key, or a value that the spec refuses."""
+
+
+class PlanError(ThinkDiffError, RuntimeError):
+    """Things that a run needs are missing."""
 
 
 class RootError(ThinkDiffError, OSError):

@@ -30,12 +30,21 @@ def model_path(model: Model, run: Execution, patterns: Sequence[str] | None = No
     `patterns` limits what is fetched when the model comes from the hub. Raises ModelError when the model is
     nowhere, or is a folder of another digest than its revision says.
     """
+    folder = local_folder(model, run)
+    return str(folder) if folder else _from_hub(model, patterns)
+
+
+def local_folder(model: Model, run: Execution) -> Path | None:
+    """The folder of a model that is on this machine, None for one that the hub would be asked for.
+
+    Raises ModelError for a folder of another digest than the revision says, or when there is none and it says one.
+    """
     folders = run.model_dirs if _is_relative(model.name) else ()
     tried = [Path(folder).expanduser() / model.name for folder in folders]
     for folder in (*tried, Path(model.name).expanduser()):
         if folder.is_dir():
             _check_revision(model, folder)
-            return str(folder)
+            return folder
     if model.revision is not None and model.revision.startswith(DIGEST):
         places = ", ".join(str(folder) for folder in tried) or "no model folder"
         raise ModelError(
@@ -43,7 +52,7 @@ def model_path(model: Model, run: Execution, patterns: Sequence[str] | None = No
             f"{model.revision[:19]}…. A revision by digest is never fetched; add the folder above it to "
             "model_dirs."
         )
-    return _from_hub(model, patterns)
+    return None
 
 
 def folder_revision(path: str | Path) -> str:

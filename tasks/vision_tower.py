@@ -140,7 +140,7 @@ def tower_width(path: str) -> int:
 
 def tower_shapes(path: str) -> dict[str, tuple[int, ...]]:
     """The shapes of the tower's tensors, no data read. Raises ModelError when the folder has none."""
-    return {name: tuple(file.get_slice(key).get_shape()) for file, key, name in found_tensors(path)}
+    return {name: tuple(file.get_slice(key).get_shape()) for file, key, name in found_tensors(path, "np")}
 
 
 def tower_tensors(path: str) -> dict[str, torch.Tensor]:
@@ -155,12 +155,12 @@ def tower_tensors(path: str) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def found_tensors(path: str) -> Iterator[tuple[Any, str, str]]:
+def found_tensors(path: str, framework: Literal["pt", "np"] = "pt") -> Iterator[tuple[Any, str, str]]:
     """Each tensor of the tower: its open file, its name there, and Hugging Face's."""
     from safetensors import safe_open
 
     require_files(path, ("*.safetensors",))
-    files = [safe_open(str(file), "pt") for file in sorted(Path(path).glob("*.safetensors"))]
+    files = [safe_open(str(file), framework) for file in sorted(Path(path).glob("*.safetensors"))]
     for prefix in PREFIXES:
         keys = [(file, key) for file in files for key in file.keys() if key.startswith(prefix)]
         named = [(file, key, hugging_face_name(key.removeprefix(prefix))) for file, key in keys]

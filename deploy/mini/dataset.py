@@ -64,17 +64,22 @@ class Row:
 
 def ensure_world(spec: World, data_root: str) -> None:
     """Write the world below `data_root` (a path or an s3 URL) unless its `world.json` says that it is there."""
+    if is_there(spec, data_root):
+        return
     out = Folder.at(data_root) / spec.folder
-    try:
-        if json.loads(out.read(DONE))["spec"] == spec.model_dump(mode="json"):
-            return
-    except FileNotFoundError:
-        pass
     counts = write_collections(out, spec.seed, spec.rows, spec.url_base)
     counts["benchmark_pictures"] = write_benchmark(out / BENCHMARK_FOLDER, spec.benchmark_seed)
     digests = {file: hashlib.sha256(out.read(file)).hexdigest() for _, file, _ in COLLECTIONS}
     done = {"spec": spec.model_dump(mode="json"), "counts": counts, "sha256": digests}
     out.write(DONE, json.dumps(done, indent=2).encode())
+
+
+def is_there(spec: World, data_root: str) -> bool:
+    """Whether the world's `world.json` says that it is below `data_root`."""
+    try:
+        return json.loads((Folder.at(data_root) / spec.folder).read(DONE))["spec"] == spec.model_dump(mode="json")
+    except FileNotFoundError:
+        return False
 
 
 def ensure_gallery(spec: World, data_root: str) -> str:

@@ -8,12 +8,14 @@ belongs to the last word; either the object or the attribute has to be inferred.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerFast
 
 from thinkdiff.mini import words, world
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 MINI_INSTRUCTION = "I give you several words and pictures. Describe the next picture."
 IMAGE_TOKENS = 4  # 32 / 8 / 2 squared

@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 VLM_SPECIALS = (
     "<|endoftext|>",
@@ -59,6 +62,8 @@ def words() -> tuple[str, ...]:
 
 def vlm_tokenizer() -> PreTrainedTokenizerFast:
     """The miniature Qwen2-VL's tokenizer: `<|endoftext|>` pads, `<|im_end|>` ends an answer."""
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=_word_level(VLM_SPECIALS, unknown="<|unknown|>"),
         pad_token="<|endoftext|>",
@@ -73,6 +78,8 @@ def vlm_tokenizer() -> PreTrainedTokenizerFast:
 
 def t5_tokenizer() -> PreTrainedTokenizerFast:
     """The miniature T5's tokenizer; it appends `</s>` unless told `add_special_tokens=False`."""
+    from transformers import PreTrainedTokenizerFast
+
     raw = _word_level(T5_SPECIALS, unknown="<unk>")
     raw.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", T5_EOS_ID)])
     return PreTrainedTokenizerFast(

@@ -1,0 +1,44 @@
+"""The command `thinkdiff plan`: what a run would need and lacks, before it costs anything."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+if TYPE_CHECKING:
+    from thinkdiff.schemas.artifact import Stage
+
+
+def plan(
+    recipe: Annotated[str, typer.Argument(help="a named experiment; `thinkdiff recipes` lists them")] = "mini",
+    root: Annotated[
+        str, typer.Option(help="artifact root: a path or s3://bucket/prefix", envvar="THINKDIFF_ROOT")
+    ] = "runs",
+    until: Annotated[str | None, typer.Option(help="last stage to build; default the last that the recipe has")] = None,
+    refresh: Annotated[list[str] | None, typer.Option(help="stage to compute again (repeatable)")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="a value of the spec or of the run, as `thinkdiff run` takes it")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="where relative collection URLs start; default ROOT/data")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    price_per_hour: Annotated[float | None, typer.Option(help="of one GPU, in any currency", min=0)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON on standard output and nothing else")] = False,
+) -> None:
+    """Names all that a run lacks, at once: models, licences, data, room, GPUs; exit code 2 when something blocks."""
+    from thinkdiff.flows.cli import asked, known_stage, prepare_prefect
+
+    for stage in (*filter(None, (until,)), *(refresh or ())):
+        known_stage(stage)
+    spec, run = asked(recipe, set_, {"root": root, "data": data, "device": device, "refresh": tuple(refresh or ())})
+    prepare_prefect()
+    from thinkdiff.flows.thinkdiff_flow import last_stage, planned
+    from thinkdiff.tasks.plan import lines
+
+    found = planned(spec, cast("Stage", until or last_stage(spec)), run, price_per_hour)
+    if as_json:
+        typer.echo(found.model_dump_json(indent=1))
+    else:
+        typer.echo("\n".join(lines(found)))
+    if found.of("blocks"):
+        raise typer.Exit(2)
