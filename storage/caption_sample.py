@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from thinkdiff.schemas.artifact import FileEntry
 from thinkdiff.schemas.captions import CaptionSet
 from thinkdiff.schemas.errors import StoreError
-from thinkdiff.storage.records import checked_bytes
+from thinkdiff.storage.records import checked_bytes, written_by
 from thinkdiff.storage.root import Folder
 from thinkdiff.storage.tables import column, read_table, table_bytes
 
@@ -71,7 +71,7 @@ def read_captions(artifact: CaptionSet) -> list[SampledCaption]:
 def iterate_captions(artifact: CaptionSet) -> Iterator[SampledCaption]:
     """The sample in the order of keys, a batch of objects in memory at a time."""
     where = artifact.path(CAPTIONS)
-    table = read_table(checked_bytes(artifact, CAPTIONS), SAMPLE, where)
+    table = read_table(checked_bytes(artifact, CAPTIONS), SAMPLE, where, writer=written_by(artifact))
     must_ascend(table.column("key"), where)
     for batch in table.to_batches(max_chunksize=BATCH):
         yield from map(SampledCaption, *(found.to_pylist() for found in batch.columns))

@@ -44,7 +44,7 @@ from thinkdiff.storage.feature_shards import (
     shard_name,
     stored_checksum,
 )
-from thinkdiff.storage.records import missing_files, verified_bytes
+from thinkdiff.storage.records import missing_files, verified_bytes, written_by
 from thinkdiff.storage.refusals import cause
 from thinkdiff.storage.root import Folder
 
@@ -84,7 +84,7 @@ class FeatureReader:
                 f"{artifact.uri}: found {problems[0]}. The store is not whole; re-run extract_features with --refresh."
             )
         self.layouts: dict[TokenKind, Layout] = {
-            kind: read_layout(self._bytes(f"{name}/zarr.json"), f"{artifact.uri}/{name}", kind)
+            kind: read_layout(self._bytes(f"{name}/zarr.json"), f"{artifact.uri}/{name}", kind, written_by(artifact))
             for kind, name in ARRAYS.items()
             if kind == "generated" or f"{name}/zarr.json" in self._entries
         }

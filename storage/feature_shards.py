@@ -137,13 +137,17 @@ def metadata_bytes(metadata: dict[str, Any]) -> bytes:
     return json.dumps(metadata, indent=2).encode()
 
 
-def read_layout(data: bytes, where: str, kind: TokenKind = "generated") -> Layout:
+def read_layout(
+    data: bytes, where: str, kind: TokenKind = "generated", writer: str = "another version of thinkdiff"
+) -> Layout:
     """The layout that an array's `zarr.json` describes.
 
-    Raises StoreError when it is no JSON, or describes an array that this module would not write.
+    writer: who wrote it, as far as that is known. Raises StoreError when it is no JSON, or describes an array that this
+    module would not write.
     """
     try:
         found = json.loads(data)
+        must_be_codec(found["attributes"].get("codec", "none"), where, writer)
         rows, tokens, width = (int(number) for number in found["shape"])
         shard_size = int(found["chunk_grid"]["configuration"]["chunk_shape"][0])
         layouts = (
@@ -152,7 +156,7 @@ def read_layout(data: bytes, where: str, kind: TokenKind = "generated") -> Layou
             for dtype in NATIVE
         )
         layout = next((layout for layout in layouts if layout.metadata() == found), None)
-    except (ValueError, LookupError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         layout = None
     if layout is None:
         raise StoreError(
@@ -160,6 +164,15 @@ def read_layout(data: bytes, where: str, kind: TokenKind = "generated") -> Layou
             "It was altered or written by other software; re-run extract_features with --refresh."
         )
     return layout
+
+
+def must_be_codec(codec: object, where: str, writer: str) -> None:
+    """Raises StoreError for a codec that is not known here."""
+    if codec not in get_args(Codec):
+        raise StoreError(
+            f"{where}: found the codec {codec!r:.40}, expected one of {', '.join(get_args(Codec))}. The store was "
+            f"written by {writer}; use that version, or re-run extract_features with --refresh."
+        )
 
 
 def encode_shard(

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from thinkdiff.schemas.artifact import EVERY_STAGE, Artifact
 from thinkdiff.storage.disk import TEMPORARY
 from thinkdiff.storage.lease import LEASE
-from thinkdiff.storage.records import RECORD, altered_files, inconsistencies, missing_files
+from thinkdiff.storage.records import RECORD, altered_files, inconsistencies, missing_files, other_version
 from thinkdiff.storage.root import Folder
 
 
@@ -23,7 +23,8 @@ def verify_root(root: str, deep: bool) -> tuple[int, list[str]]:
         try:
             artifact = Artifact.model_validate_json(data).model_copy(update={"uri": folder.uri})
         except ValidationError as error:
-            problems.append(f"{folder.uri}: found a record that cannot be read ({error.error_count()} complaints)")
+            broken = f"found a record that cannot be read ({error.error_count()} complaints)"
+            problems.append(f"{folder.uri}: {other_version(data, error) or broken}")
             continue
         found = altered_files(artifact) if deep else missing_files(artifact) + inconsistencies(artifact)
         problems += [f"{folder.uri}: found {phrase}" for phrase in found]
@@ -39,7 +40,7 @@ def garbage(root: str) -> dict[str, int]:
     """Names and sizes of files under a root that no record lists.
 
     A folder with a lease is being worked on and is left alone, and so are the parts of a folder that has no record
-    yet: a re-run continues from them.
+    yet: a re-run continues from them. One whose record another version of thinkdiff wrote is not touched.
     """
     found: dict[str, int] = {}
     for folder in artifact_folders(root):
@@ -48,11 +49,12 @@ def garbage(root: str) -> dict[str, int]:
             continue
         listed: set[str] = set(sizes)
         if RECORD in sizes:
+            data = folder.read(RECORD)
             try:
-                artifact = Artifact.model_validate_json(folder.read(RECORD))
+                artifact = Artifact.model_validate_json(data)
                 listed = {entry.path for entry in artifact.files} | {RECORD}
-            except ValidationError:
-                listed = set(sizes) - {RECORD}
+            except ValidationError as error:
+                listed = set(sizes) if other_version(data, error) else set(sizes) - {RECORD}
         prefix = folder.uri.removeprefix(Folder.at(root).uri).lstrip("/")
         temporary = {name for name in sizes if TEMPORARY in name}
         found |= {f"{prefix}/{name}": sizes[name] for name in sorted((set(sizes) - listed) | temporary)}

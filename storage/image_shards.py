@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from thinkdiff.schemas.errors import StoreError
 from thinkdiff.schemas.images import ImageSet
 from thinkdiff.storage.caption_sample import must_ascend
-from thinkdiff.storage.records import checked_bytes, missing_files
+from thinkdiff.storage.records import checked_bytes, missing_files, written_by
 from thinkdiff.storage.root import Folder, sha256_hex
 from thinkdiff.storage.tables import column, read_table
 
@@ -101,7 +101,7 @@ class ImageReader:
     def __init__(self, artifact: ImageSet) -> None:
         self.folder = Folder(artifact.uri)
         must_be_there(artifact)
-        table = read_table(checked_bytes(artifact, INDEX), ROWS, artifact.path(INDEX))
+        table = read_table(checked_bytes(artifact, INDEX), ROWS, artifact.path(INDEX), writer=written_by(artifact))
         must_ascend(table.column("key"), artifact.path(INDEX))
         bad = np.flatnonzero(~placed(table, {entry.path: entry.size for entry in artifact.files}))
         if len(bad):

@@ -68,6 +68,7 @@ class PartLog(Generic[P]):
         except FileNotFoundError:
             return None
         except ValidationError as error:
+            self._must_be_known(number, error)
             raise StoreError(
                 f"{self.folder.uri}/{self.name(number)}: found a record that cannot be read ({error.error_count()} "
                 "complaints), expected a whole one. Run the stage again; the part is made again then."
@@ -100,7 +101,8 @@ class PartLog(Generic[P]):
         """The parts that can be trusted, by number; `deep` re-reads and re-hashes their files.
 
         A record that cannot be read, whose files are missing or of another size, or that `complaint` objects to, is
-        logged, kept in `rejected` as a phrase, and removed, so that the part is made again. The files are listed after
+        logged, kept in `rejected` as a phrase, and removed, so that the part is made again; that of another version of
+        thinkdiff raises StoreError. The files are listed after
         the records are read, so that none is rejected for what was written before it while this looks.
         """
         form = re.compile(rf"{re.escape(self.prefix)}/(\d{{{self.digits}}})\.json")
@@ -150,6 +152,7 @@ class PartLog(Generic[P]):
         except FileNotFoundError:
             return None
         except ValidationError as error:
+            self._must_be_known(number, error)
             return f"a record that cannot be read ({error.error_count()} complaints)"
         if data != part.model_dump_json(indent=1).encode():
             return "a record of other bytes than are written"
@@ -157,6 +160,27 @@ class PartLog(Generic[P]):
             return f"the record of part {part.number}"
         self._entries[number] = FileEntry(path=name, size=len(data), sha256=sha256_hex(data))
         return part
+
+    def _must_be_known(self, number: int, error: ValidationError) -> None:
+        """Raises StoreError for a record that is good but for its layout, or for fields that are not known here.
+
+        Another version of thinkdiff wrote it, and its files are not to be thrown away.
+        """
+        complaints = error.errors(include_url=False)
+        foreign = [
+            complaint
+            for complaint in complaints
+            if complaint["type"] == "extra_forbidden" or complaint["loc"] == ("schema_version",)
+        ]
+        if len(foreign) < len(complaints):
+            return
+        where = f"{self.folder.uri}/{self.name(number)}"
+        field, found = ".".join(map(str, foreign[0]["loc"])), foreign[0]["input"]
+        raise StoreError(
+            f"{where}: found {field} {found!r:.40} in the record of a part, expected a record of layout 1 without "
+            "other fields. Another version of thinkdiff wrote it, and it is left as it is; use that version, or begin "
+            "anew with --refresh."
+        )
 
     def _objection(
         self, part: P | str | None, sizes: Mapping[str, int], complaint: Callable[[P], str | None], deep: bool

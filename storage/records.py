@@ -1,18 +1,20 @@
 """The one record of an artifact, `artifact.json`, written last and read first.
 
 No record, no artifact. A record that cannot be read, or whose files are missing or of another size, is a miss with a
-warning, never a hit. Layout: `<root>/<stage>/<fingerprint>/artifact.json` beside the files that it lists.
+warning, never a hit. A record of another version of thinkdiff is neither: it is refused, so that nothing writes over
+what that version made. Layout: `<root>/<stage>/<fingerprint>/artifact.json` beside the files that it lists.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from thinkdiff.schemas.artifact import EVERY_STAGE, Artifact, FileEntry, Stage, content_digest
+from thinkdiff.schemas.artifact import EVERY_STAGE, Artifact, FileEntry, Spec, Stage, content_digest, one_sentence
 from thinkdiff.schemas.errors import SpecError, StoreError
 from thinkdiff.storage.disk import Octets
 from thinkdiff.storage.root import Folder, sha256_hex
@@ -20,6 +22,7 @@ from thinkdiff.storage.root import Folder, sha256_hex
 RECORD = "artifact.json"
 READINGS = 2
 A = TypeVar("A", bound=Artifact)
+S = TypeVar("S", bound=Spec)
 log = logging.getLogger(__name__)
 
 
@@ -36,7 +39,8 @@ def write_record(artifact: Artifact) -> None:
 def read_record(folder: Folder, kind: type[A]) -> A | None:
     """The artifact in a folder, or None when there is none that can be trusted.
 
-    The location is taken from where the record was found, so a root may be moved or copied.
+    The location is taken from where the record was found, so a root may be moved or copied. Raises StoreError for the
+    record of another version of thinkdiff.
     """
     try:
         data = folder.read(RECORD)
@@ -45,6 +49,8 @@ def read_record(folder: Folder, kind: type[A]) -> A | None:
     try:
         artifact = kind.model_validate_json(data).model_copy(update={"uri": folder.uri})
     except ValidationError as error:
+        if other := other_version(data, error):
+            raise StoreError(f"{folder.uri}/{RECORD}: {other}") from None
         log.warning(
             "%s/%s: found a record that cannot be read (%d complaints), expected a whole one. The stage is run again.",
             folder.uri, RECORD, error.error_count(),
@@ -55,6 +61,61 @@ def read_record(folder: Folder, kind: type[A]) -> A | None:
         log.warning("%s: found %s. The record is not used; the stage is run again.", folder.uri, problems[0])
         return None
     return artifact
+
+
+def other_version(data: bytes, error: ValidationError) -> str | None:
+    """The sentence for a record that is whole and of another version of thinkdiff, None for one that is damaged.
+
+    Such a record has another layout, or fields that are not known here and is good but for them.
+    """
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    layout = record.get("schema_version", 1) if isinstance(record, dict) else None
+    if not isinstance(layout, int):
+        return None
+    complaints = error.errors(include_url=False, include_input=False)
+    if layout != 1:
+        found = f"a record of layout {layout}"
+    elif all(complaint["type"] == "extra_forbidden" for complaint in complaints):
+        found = f"a record with the field {'.'.join(map(str, complaints[0]['loc']))}"
+    else:
+        return None
+    return (
+        f"found {found}, written by {writer_of(record)}, expected layout 1 without other fields. This version does not "
+        "know it and leaves it as it is; use that version, or another root, or make it again with --refresh."
+    )
+
+
+def writer_of(record: Any) -> str:
+    """Which thinkdiff wrote a record, in words."""
+    try:
+        return writer(record["provenance"]["packages"])
+    except (LookupError, TypeError, AttributeError):
+        return writer({})
+
+
+def writer(packages: Mapping[str, str]) -> str:
+    """Which thinkdiff wrote something beside these packages, in words."""
+    version = packages.get("thinkdiff")
+    return f"thinkdiff {version}" if version else "an unknown version of thinkdiff"
+
+
+def written_by(artifact: Artifact) -> str:
+    """Which thinkdiff made an artifact, in words."""
+    return writer(artifact.provenance.packages)
+
+
+def spec_of(artifact: Artifact, kind: type[S]) -> S:
+    """What an artifact was asked for. Raises StoreError when another version of thinkdiff knew more of it."""
+    try:
+        return kind.model_validate(artifact.spec)
+    except ValidationError as error:
+        raise StoreError(
+            f"{artifact.uri}/{RECORD}: {one_sentence(kind.__name__, error)} It was written by {written_by(artifact)}; "
+            f"use that version, or re-run {artifact.stage} with --refresh."
+        ) from None
 
 
 def missing_files(artifact: Artifact) -> list[str]:
@@ -124,11 +185,18 @@ def must_be_recorded(folder: Folder, entry: FileEntry, data: Octets) -> None:
 
 
 def find_artifacts(root: str, stages: tuple[Stage, ...] = EVERY_STAGE) -> Iterator[Artifact]:
-    """All trusted artifacts under a root, in the order of the stages, then by fingerprint."""
+    """All trusted artifacts under a root, in the order of the stages, then by fingerprint.
+
+    Those of another version of thinkdiff are left out with a warning.
+    """
     for stage in stages:
         base = Folder.at(root) / stage
         for name in base.children():
-            artifact = read_record(base / name, Artifact)
+            try:
+                artifact = read_record(base / name, Artifact)
+            except StoreError as error:
+                log.warning("%s", error)
+                continue
             if artifact is not None:
                 yield artifact
 

@@ -14,7 +14,7 @@ from thinkdiff.schemas.artifact import Artifact, FileEntry
 from thinkdiff.schemas.errors import StoreError
 from thinkdiff.schemas.media import MediaSet
 from thinkdiff.schemas.scores import Scorecard
-from thinkdiff.storage.records import checked_bytes
+from thinkdiff.storage.records import checked_bytes, written_by
 from thinkdiff.storage.root import Folder
 from thinkdiff.storage.tables import column, read_table, table_bytes
 
@@ -83,8 +83,8 @@ def write_rows(folder: Folder, name: str, kind: Row, rows: Sequence[tuple]) -> F
 
 
 def read_rows(artifact: Artifact, name: str, kind: Row) -> list[Any]:
-    """The rows of a listed file. Raises StoreError when they are lost or altered."""
-    table = read_table(checked_bytes(artifact, name), schema_of(kind), artifact.path(name))
+    """The rows of a listed file. Raises StoreError when they are lost, altered or of another version of thinkdiff."""
+    table = read_table(checked_bytes(artifact, name), schema_of(kind), artifact.path(name), writer=written_by(artifact))
     return list(map(kind, *(found.to_pylist() for found in table.columns)))
 
 

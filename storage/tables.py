@@ -27,10 +27,13 @@ def table_bytes(table: pa.Table, page_index: bool = False) -> memoryview:
     return memoryview(sink.getvalue())
 
 
-def read_table(data: bytes, schema: pa.Schema, where: str, rows: int | None = None) -> pa.Table:
-    """A Parquet file as a table of that very schema, with `rows` rows if given.
+def read_table(
+    data: bytes, schema: pa.Schema, where: str, rows: int | None = None, writer: str = "another version of thinkdiff"
+) -> pa.Table:
+    """A Parquet file, whose bytes are those recorded, as a table of that very schema, with `rows` rows if given.
 
-    Raises StoreError when the file is no Parquet, has other columns, other types, nulls or another number of rows.
+    writer: who wrote it, as far as that is known. Raises StoreError when the file is no Parquet, has
+    other columns, other types, nulls or another number of rows.
     """
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
@@ -38,7 +41,7 @@ def read_table(data: bytes, schema: pa.Schema, where: str, rows: int | None = No
         if rows is not None and found != rows:
             raise bad_table(where, f"{found} rows", f"{rows}")
         if file.schema_arrow.names != schema.names:
-            raise bad_table(where, f"columns {', '.join(file.schema_arrow.names)}", ", ".join(schema.names))
+            raise other_columns(where, file.schema_arrow.names, schema.names, writer)
         table = file.read(use_threads=False).cast(schema)
         table.validate(full=True)
     except (pa.ArrowException, ValueError, OSError) as error:
@@ -49,6 +52,16 @@ def read_table(data: bytes, schema: pa.Schema, where: str, rows: int | None = No
         if not field.nullable and table.column(number).null_count:
             raise bad_table(where, f"nulls in column {field.name}", "none")
     return table
+
+
+def other_columns(where: str, found: list[str], expected: list[str], writer: str) -> StoreError:
+    """The sentence for a Parquet file with more columns, fewer, or another order."""
+    fewer = [f"no column {name}" for name in expected if name not in found]
+    more = [f"a column {name}" for name in found if name not in expected]
+    return StoreError(
+        f"{where}: found {' and '.join(fewer + more) or 'another order of columns'}, expected {', '.join(expected)}. "
+        f"It was written by {writer}; use that version, or re-run its stage with --refresh."
+    )
 
 
 def bad_table(where: str, found: str, expected: str) -> StoreError:

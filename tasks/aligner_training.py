@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import ml_dtypes
@@ -21,7 +21,7 @@ import torch
 
 from thinkdiff.schemas.aligner import AlignerSpec
 from thinkdiff.schemas.artifact import Execution, Model
-from thinkdiff.schemas.errors import InputError, SpecError, TrainingError
+from thinkdiff.schemas.errors import InputError, SpecError, StoreError, TrainingError
 from thinkdiff.storage.checkpoints import CheckpointWriter, Tensors
 from thinkdiff.storage.feature_store import FeatureStore
 from thinkdiff.storage.root import Folder
@@ -371,10 +371,17 @@ def restore(job: Job, ranks: Ranks, optimizer: torch.optim.Optimizer) -> tuple[i
             held = torch.from_numpy(value.copy())
             optimizer.state[parameters[name]][kind] = held if on_host else held.to(ranks.device)
     job.aligner.load_state_dict(weights(tensors))
-    state = found[2] if found else {}
-    if state:
-        state = {**state, "validation": [(step, loss) for step, loss in state["validation"]]}
-    return begin, History(**state)
+    return begin, history_of(found[2] if found else {}, job.checkpoints.folder.uri)
+
+
+def history_of(state: Mapping[str, Any], where: str) -> History:
+    """The history of a checkpoint's state. Raises StoreError when another version of thinkdiff knew more of it."""
+    if more := set(state) - {known.name for known in fields(History)}:
+        raise StoreError(
+            f"{where}: found a checkpoint with {', '.join(sorted(more))}, expected what this version knows. Another "
+            "version of thinkdiff wrote it; use that one, or train anew with --refresh train_aligner."
+        )
+    return History(**{**state, "validation": [(step, loss) for step, loss in state.get("validation", ())]})
 
 
 def weights(tensors: Tensors) -> dict[str, torch.Tensor]:

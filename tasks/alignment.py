@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thinkdiff.schemas.aligner import AlignerCheckpoint
-from thinkdiff.schemas.errors import InputError
+from thinkdiff.schemas.errors import InputError, StoreError
 
 if TYPE_CHECKING:
     from thinkdiff.tasks.aligner import Aligner
@@ -49,9 +49,17 @@ def loaded(artifact: AlignerCheckpoint) -> Aligner:
     import torch
 
     from thinkdiff.storage.checkpoints import load_aligner
+    from thinkdiff.storage.records import written_by
     from thinkdiff.tasks.aligner import Aligner, AlignerConfig
 
     tensors, config = load_aligner(artifact)
-    module = Aligner(AlignerConfig(**config))
+    try:
+        module = Aligner(AlignerConfig(**config))
+    except TypeError:
+        raise StoreError(
+            f"{artifact.uri}: found a configuration of {', '.join(config)}, expected that of an aligner as this "
+            f"version knows it. It was written by {written_by(artifact)}; use that version, or re-run train_aligner "
+            "with --refresh."
+        ) from None
     module.load_state_dict({name: torch.from_numpy(value.copy()) for name, value in tensors.items()})
     return module

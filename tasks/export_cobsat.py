@@ -114,13 +114,13 @@ def media_set(artifact: Artifact) -> MediaSet:
 
 def asked_of(root: str, media: MediaSet) -> CobsatPrompts:
     """The prompts that a MediaSet answers: its own spec's, or its parent's. Raises StoreError when these are lost."""
-    from thinkdiff.storage.records import artifact_folder, read_record
+    from thinkdiff.storage.records import artifact_folder, read_record, spec_of
 
     if "queries" not in media.parents:
-        return GivenMedia.model_validate(media.spec).prompts
+        return spec_of(media, GivenMedia).prompts
     named = media.parents["queries"]
     found = read_record(artifact_folder(root, named.stage, named.fingerprint), FeatureSet)
-    asked = FeatureSpec.model_validate(found.spec).prompts if found else None
+    asked = spec_of(found, FeatureSpec).prompts if found else None
     if not isinstance(asked, CobsatPrompts):
         raise StoreError(
             f"{media.uri}: found its prompts {named.stage}/{named.fingerprint} missing from {root}, expected them "

@@ -97,8 +97,9 @@ def asked_prompts(queries: FeatureSet) -> list[AskedPrompt]:
 def benchmark(queries: FeatureSet) -> CobsatPrompts:
     """The questions of a feature set. Raises InputError when it is of captioning prompts."""
     from thinkdiff.schemas.features import FeatureSpec
+    from thinkdiff.storage.records import spec_of
 
-    spec = FeatureSpec.model_validate(queries.spec).prompts
+    spec = spec_of(queries, FeatureSpec).prompts
     if not isinstance(spec, CobsatPrompts):
         raise InputError(
             f"{queries.uri}: found features of captioning prompts, expected those of benchmark prompts. "
@@ -123,6 +124,7 @@ def readings(
 
     It comes before the pictures, so that this T5 and the diffusion model are not in memory together.
     """
+    from thinkdiff.storage.records import spec_of
     from thinkdiff.storage.score_tables import READINGS, Reading, stored_readings, write_rows
     from thinkdiff.tasks.cobsat import captions
     from thinkdiff.tasks.read_back import read_back
@@ -130,7 +132,7 @@ def readings(
 
     if (left := stored_readings(work.folder, rows.keys)) is not None:
         return left
-    spec = AlignerSpec.model_validate(aligner.spec)
+    spec = spec_of(aligner, AlignerSpec)
     t5 = T5Decoder(model_path(spec.t5, work.run), compute_device(work.run), TYPES[spec.precision])
     of_family = captions(benchmark(queries))
     with work.progress(len(prompts), "readings") as progress:

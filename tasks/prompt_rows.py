@@ -49,9 +49,10 @@ class AlignedRows:
 
     def __init__(self, queries: FeatureSet, aligner: AlignerCheckpoint, keep_eos: bool, device: str, log: Any) -> None:
         from thinkdiff.storage.feature_reader import LENGTHS, FeatureReader
+        from thinkdiff.storage.records import spec_of
         from thinkdiff.tasks.alignment import TrainedAligner
 
-        self._kind = AlignerSpec.model_validate(aligner.spec).features
+        self._kind = spec_of(aligner, AlignerSpec).features
         self._reader, self._apply = FeatureReader(queries), TrainedAligner(aligner, device)
         self.width, self.keys = self._apply.width, self._reader.keys
         self.lengths: list[int] = self._reader.table.column(LENGTHS[self._kind]).to_pylist()

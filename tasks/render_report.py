@@ -38,7 +38,7 @@ def render_report(
     `variants` are scorecards by `condition, seed N`, `trained` the aligners; of some there are no pictures. `others`
     are the scorecards of other systems by name.
     """
-    from thinkdiff.storage.records import checked_bytes
+    from thinkdiff.storage.records import checked_bytes, spec_of
     from thinkdiff.tasks.cobsat import tasks
     from thinkdiff.tasks.published import comparable
     from thinkdiff.tasks.report_confusion import confusions
@@ -89,7 +89,7 @@ def render_report(
         variants={**variants, **others},
         readings=losses["readings"][-1]["rows"] if losses.get("readings") else [],
         trained=grouped({name: read_losses(one) for name, one in trained.items()}),
-        comparable=comparable(asked, ScoreSpec.model_validate(scores.spec)),
+        comparable=comparable(asked, spec_of(scores, ScoreSpec)),
         failed=by_shots(cards.causes, evidence.prompts),
         confused=confusions(list(evidence.verdicts.values()), asked.families, "aligned"),
         second=bool(evidence.second),

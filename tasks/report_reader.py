@@ -22,7 +22,7 @@ from thinkdiff.storage.feature_store import FeatureReader
 from thinkdiff.storage.image_pieces import PicturedRows, PieceReader
 from thinkdiff.storage.image_shards import read_pictures
 from thinkdiff.storage.media_files import MediaReader
-from thinkdiff.storage.records import artifact_folder, checked_bytes, read_record
+from thinkdiff.storage.records import artifact_folder, checked_bytes, read_record, spec_of
 from thinkdiff.storage.root import Folder
 from thinkdiff.storage.score_tables import Verdict, read_prompts, read_readings, read_second_verdicts, read_verdicts
 from thinkdiff.tasks.cobsat import Prompt, display, image_path, prompts
@@ -51,7 +51,7 @@ def parent(root: str, child: Artifact, role: str, kind: type[A]) -> A:
 
 def benchmark(queries: FeatureSet) -> CobsatPrompts:
     """The questions that were asked. Raises InputError when the features are of captioning prompts."""
-    asked = FeatureSpec.model_validate(queries.spec).prompts
+    asked = spec_of(queries, FeatureSpec).prompts
     if not isinstance(asked, CobsatPrompts):
         raise InputError(f"{queries.uri}: found captioning prompts, expected those of the benchmark.")
     return asked

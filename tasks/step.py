@@ -25,7 +25,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -192,8 +192,10 @@ class Step(Generic[P, A]):
         spec, parents = self._inputs(args, kwargs)
         known = all(parent.digest for parent in parents.values())
         folder = self._folder(run, spec, parents) if known else None
-        found = read_record(folder, self.kind) if folder else None
-        done = found is not None and spec.stage not in run.refresh and not self.reopen(run, found)
+        refresh, found = spec.stage in run.refresh, None
+        with suppress(*((StoreError,) if refresh else ())):  # what it cannot read is made again
+            found = read_record(folder, self.kind) if folder else None
+        done = found is not None and not refresh and not self.reopen(run, found)
         artifact = found or stand_in(self.kind, spec)
         jobs.append(Job(spec, parents, artifact, folder.uri if folder else None, done))
         return Outcome(artifact, "Cached" if done else "Ahead", 0.0)

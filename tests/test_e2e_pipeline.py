@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from small_run import small_arguments, small_run, started, states, thinkdiff
 
+from thinkdiff.flows.cli import asked
+from thinkdiff.flows.thinkdiff_flow import planned
 from thinkdiff.schemas.artifact import STAGES
 from thinkdiff.storage.feature_store import FeatureStore
 
@@ -40,6 +43,25 @@ def test_e2e_second_run_is_cached_throughout(first, world):
     again = small_run(root, world)
     assert set(states(again).values()) == {"Cached"}
     assert [line["digest"] for line in again["stages"]] == [line["digest"] for line in result["stages"]]
+
+
+def small_plan(root, data, **changes):
+    """The plan of a small run, in this process."""
+    arguments = small_arguments(root, data, **changes)
+    assignments = [value for option, value in pairwise(arguments) if option == "--set"]
+    spec, run = asked("mini", assignments, {"root": str(root), "data": str(data)})
+    return planned(spec, "render_report", run)
+
+
+def test_e2e_plan_looks_at_nothing_that_is_in_the_store(first, tmp_path):
+    root, result = first
+    cached = small_plan(root, tmp_path / "no data")
+    assert (len(cached.cached), cached.ahead, cached.findings) == (len(result["stages"]), (), ())
+    ahead = small_plan(root, tmp_path / "no data", aligner__t5=json.dumps({"name": "no-such-t5", "revision": None}))
+    assert ahead.ahead == ("train_aligner", "generate_media", "score_cobsat", "render_report")
+    assert [finding.what for finding in ahead.of("blocks")] == ["model no-such-t5"]
+    again = small_plan(root, tmp_path / "no data", run__refresh='["score_cobsat"]')
+    assert again.ahead == ("score_cobsat",)
 
 
 def test_e2e_removed_aligner_is_rebuilt_to_the_same_bytes_and_nothing_else(copy, world):
@@ -205,7 +227,11 @@ def test_e2e_model_folder_without_a_file_is_refused(copy, world, tmp_path):
     model = json.dumps({"name": str(broken), "revision": None})
     done = thinkdiff(*small_arguments(root, world, aligner__t5=model))
     assert done.returncode == 2
-    assert "safetensors" in done.stderr
+    assert (
+        f"mini: found 1 of the things that it needs missing or not fit (model {broken}: found no *.safeten"
+        in done.stderr
+    )
+    assert "Nothing was begun" in done.stderr
     assert "Traceback" not in done.stderr
 
 
