@@ -163,9 +163,14 @@ def test_every_flipped_byte_of_a_commit_is_found_by_the_next_run(folder: Folder)
 def test_a_digit_of_a_commit_that_became_another_is_found_by_the_next_run(folder: Folder):
     name = "commits/000001.json"
     data = folder.read(name)
+    layout = data.index(b"1", data.index(b"schema_version"))
     for at, byte in enumerate(data):
         if chr(byte).isdigit():
             folder.write(name, data[:at] + (b"1" if byte == ord("2") else b"2") + data[at + 1 :])
+            if at == layout:  # as a later version of thinkdiff would write it
+                with pytest.raises(StoreError, match="found schema_version 2"):
+                    writer_of(folder, inputs=True, prepared=False).committed()
+                continue
             assert set(writer_of(folder, inputs=True, prepared=False).committed()) == {0, 2}, at
             folder.write(name, data)
 
