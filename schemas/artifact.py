@@ -162,6 +162,11 @@ class Execution(Frozen):
     runner_address: str | None = Field(default=None, description="of a Ray or Dask cluster; none: one of its own")
     split_bytes: int = Field(default=256 << 20, ge=1, description="size of the parts that collections are read in")
     refresh: tuple[Stage, ...] = Field(default=(), description="stages recomputed even when their record is there")
+    gpu_slot: str | None = Field(
+        default=None,
+        description="global concurrency limit of which a stage takes one while it computes with a GPU; none: that of "
+        "the worker's THINKDIFF_GPU_SLOT, if it has one",
+    )
     lease: float = Field(default=30.0, gt=0, description="seconds after which an unrenewed lock is free")
     fetching: Fetching = Fetching()
     plan: bool = Field(default=True, description="look first for what is missing, and stop before any work if it is")

@@ -27,7 +27,7 @@ LOOK_SECONDS = 5.0
 SHOWN = 5
 
 
-@step(FeatureSet)
+@step(FeatureSet, gpu=True)
 def extract_features(work: Work, spec: FeatureSpec, images: ImageSet | None) -> Made:
     """Asks the VLM shard by shard; shards that are committed already are kept."""
     from thinkdiff.tasks.feature_statistics import markdown, measure

@@ -34,7 +34,7 @@ VIDEO_PART = 4  # a video takes minutes where a picture takes seconds
 Named = list[tuple[str, bytes]]
 
 
-@step(MediaSet)
+@step(MediaSet, gpu=True)
 def generate_media(work: Work, spec: MediaSpec, queries: FeatureSet, aligner: AlignerCheckpoint | None) -> Made:
     """Draws every prompt by every method of the spec; parts that are committed already are kept."""
     from thinkdiff.storage.media_files import MediaWriter

@@ -35,7 +35,7 @@ def wilson(right: int, total: int, confidence: float) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-@step(Scorecard)
+@step(Scorecard, gpu=True)
 def score_cobsat(work: Work, spec: ScoreSpec, media: MediaSet) -> Made:
     """Judges every picture, or in text mode every answer, and counts; a picture that is missing is wrong."""
     import torch

@@ -56,6 +56,7 @@ from thinkdiff.storage.lease import LEASE, Lease
 from thinkdiff.storage.records import RECORD, artifact_folder, read_record, write_record
 from thinkdiff.storage.root import Folder
 from thinkdiff.tasks.progress import Progress, run_logger
+from thinkdiff.tasks.slots import gpu_slot
 
 A = TypeVar("A", bound=Artifact)
 P = ParamSpec("P")
@@ -164,9 +165,13 @@ class Step(Generic[P, A]):
     """A stage: call it inside a flow with (run, spec, parents…)."""
 
     def __init__(
-        self, body: Callable[Concatenate[Work, P], Made], kind: type[A], reopen: Callable[[Execution, A], bool] | None
+        self,
+        body: Callable[Concatenate[Work, P], Made],
+        kind: type[A],
+        reopen: Callable[[Execution, A], bool] | None,
+        gpu: bool,
     ) -> None:
-        self.body, self.kind, self.name = body, kind, body.__name__
+        self.body, self.kind, self.name, self.gpu = body, kind, body.__name__, gpu
         self.reopen = reopen or (lambda run, artifact: False)
         self.signature = inspect.signature(body)
         functools.update_wrapper(self, body)
@@ -235,8 +240,9 @@ class Step(Generic[P, A]):
                 folder.delete(RECORD)
             if refresh:
                 drop(folder)
-            began = time.monotonic()
-            made = self.body(Work(folder, run, lease, log), *args, **kwargs)
+            with gpu_slot(run, log) if self.gpu else nullcontext():
+                began = time.monotonic()
+                made = self.body(Work(folder, run, lease, log), *args, **kwargs)
             artifact = self._record(folder, spec, parents, made, time.monotonic() - began)
             lease.check()
             write_record(artifact)
@@ -276,13 +282,14 @@ class Step(Generic[P, A]):
 
 
 def step(
-    kind: type[A], reopen: Callable[[Execution, A], bool] | None = None
+    kind: type[A], reopen: Callable[[Execution, A], bool] | None = None, gpu: bool = False
 ) -> Callable[[Callable[Concatenate[Work, P], Made]], Step[P, A]]:
     """Makes a body a stage whose artifact is of type `kind`.
 
     `reopen` says whether a whole artifact is to be worked on again with its parts kept; its record is dropped then.
+    `gpu` says that the body may use one, so that it takes a slot.
     """
-    return lambda body: Step(body, kind, reopen)
+    return lambda body: Step(body, kind, reopen, gpu)
 
 
 @contextmanager

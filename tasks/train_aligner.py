@@ -16,7 +16,7 @@ from thinkdiff.schemas.features import FeatureSet
 from thinkdiff.tasks.step import Made, Work, step
 
 
-@step(AlignerCheckpoint)
+@step(AlignerCheckpoint, gpu=True)
 def train_aligner(work: Work, spec: AlignerSpec, features: FeatureSet) -> Made:
     """Trains one aligner; resumes at the step after the last checkpoint. On SIGTERM it leaves one and stops."""
     from thinkdiff.storage.checkpoints import CheckpointWriter, save_aligner

@@ -38,7 +38,7 @@ VERBS = {
     "score_gallery",
     "render_gallery",
 }
-KNOW_PREFECT = {"step", "progress"}
+KNOW_PREFECT = {"step", "slots", "progress"}
 HEAVY = {"torch", "zarr", "fsspec"}
 PLAIN = sys.stdlib_module_names | {"pydantic", "thinkdiff"}
 # The authors' checkpoint layout is what torch.save writes; reading it back runs nothing.
