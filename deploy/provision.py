@@ -1,0 +1,201 @@
+"""What a fresh service lacks: a bucket; a work pool, deployments, GPU slots and automations at the Prefect server.
+
+    python deploy/provision.py bucket NAME     with the AWS variables of an identity that may make buckets
+    python deploy/provision.py prefect         with the variables of client.env, in the repository
+    python deploy/provision.py answers         exit code 0 when the server answers
+    python deploy/provision.py worker NAME     exit code 0 when that worker of the pool is online
+
+deploy/up.sh and deploy/compose.yaml call it; each command may be repeated and then changes only what differs. The bare
+checks use the standard library alone, so that they can be polled. Settings are those of deploy/README.md. It starts
+nothing and deletes nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefect.automations import AutomationCore
+    from prefect.client.orchestration import SyncPrefectClient
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+POOL = "thinkdiff"
+SLOT = "gpu"
+SILENCE = timedelta(seconds=120)  # four heartbeats of PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30 and none came
+ENDS = ("Completed", "Failed", "Cancelled", "Crashed")
+
+
+def main(arguments: list[str]) -> int:
+    """Runs one command of the list above. Returns the exit code."""
+    match arguments:
+        case ["bucket", name]:
+            make_bucket(name)
+        case ["prefect"]:
+            provision()
+        case ["answers"]:
+            ask("/health")
+        case ["worker", name]:
+            workers = ask(f"/work_pools/{POOL}/workers/filter", {})
+            return 0 if any(one["name"] == name and one["status"] == "ONLINE" for one in workers) else 1
+        case _:
+            print(__doc__, file=sys.stderr)
+            return 2
+    return 0
+
+
+def ask(path: str, body: dict[str, Any] | None = None) -> Any:
+    """The server's answer, as JSON, to a GET, or to a POST of `body`. Raises OSError when there is none."""
+    request = urllib.request.Request(
+        os.environ["PREFECT_API_URL"] + path,
+        None if body is None else json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    if secret := os.environ.get("PREFECT_API_AUTH_STRING"):
+        request.add_header("Authorization", "Basic " + base64.b64encode(secret.encode()).decode())
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.load(answer)
+
+
+def make_bucket(name: str) -> None:
+    """Makes the bucket unless it is there and puts a byte into it; a server answers long before it can."""
+    from botocore.session import get_session
+
+    client = get_session().create_client("s3", endpoint_url=os.environ.get("AWS_ENDPOINT_URL"))
+    if name not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
+        client.create_bucket(Bucket=name)
+    client.put_object(Bucket=name, Key=".ready", Body=b"")
+
+
+def provision() -> None:
+    """Brings the server's pool, deployments, slots and automations to what this folder says."""
+    from prefect.client.orchestration import get_client
+
+    wait_for_server()
+    with get_client(sync_client=True) as client:
+        make_pool(client)
+        deploy(client)
+        slots = int(os.environ.get("THINKDIFF_GPU_SLOTS", "1"))
+        client.upsert_global_concurrency_limit_by_name(SLOT, slots)
+        automations = [crash_automation()]
+        if url := os.environ.get("THINKDIFF_ALERT_URL"):
+            automations.append(alert_automation(url))
+        for automation in automations:
+            put_automation(client, automation)
+
+
+def wait_for_server(seconds: float = 180) -> None:
+    """Returns once the server answers. Raises OSError when it has not for so long."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            ask("/health")
+            return
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(1)
+
+
+def make_pool(client: SyncPrefectClient) -> None:
+    """A pool of the type THINKDIFF_POOL_TYPE; for Kubernetes its jobs look as deploy/kubernetes.json says."""
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists
+
+    kind = os.environ.get("THINKDIFF_POOL_TYPE", "process")
+    jobs = json.loads((REPOSITORY / "deploy" / "kubernetes.json").read_text()) if kind == "kubernetes" else {}
+    try:
+        client.create_work_pool(WorkPoolCreate(name=POOL, type=kind, base_job_template=jobs))
+    except ObjectAlreadyExists:
+        pass
+
+
+def deploy(client: SyncPrefectClient) -> None:
+    """`prefect deploy --all`; then each deployment's artifacts go to THINKDIFF_ROOT unless a run says otherwise."""
+    from prefect.client.schemas.actions import DeploymentUpdate
+
+    command = [
+        sys.executable,
+        "-m",
+        "prefect",
+        "--no-prompt",
+        "deploy",
+        "--prefect-file",
+        "deploy/prefect.yaml",
+        "--all",
+    ]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"provision: found that `prefect deploy` failed, expected it to end well.\n{done.stdout}{done.stderr}")
+    root = os.environ.get("THINKDIFF_ROOT")
+    for made in client.read_deployments(limit=200) if root else ():
+        if made.entrypoint and made.entrypoint.startswith("flows/thinkdiff_flow.py:"):
+            parameters = made.parameters | {"run": {"root": root}}
+            client.update_deployment(made.id, DeploymentUpdate(parameters=parameters))
+
+
+def crash_automation() -> AutomationCore:
+    """A flow run whose process has died, and whose worker has not said so, becomes Crashed."""
+    from prefect.automations import AutomationCore, ChangeFlowRunState, EventTrigger, Posture, ResourceSpecification
+    from prefect.client.schemas.objects import StateType
+
+    beat = "prefect.flow-run.heartbeat"
+    message = f"No heartbeat for {SILENCE.seconds} s. What was committed is kept: start the same run again."
+    actions: list[Any] = [ChangeFlowRunState(name="Crashed", state=StateType.CRASHED, message=message, force=False)]
+    return AutomationCore(
+        name="thinkdiff: silent runs crash",
+        description=f"No heartbeat for {SILENCE.seconds} s: the process or its machine is gone.",
+        trigger=EventTrigger(
+            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            for_each={"prefect.resource.id"},
+            after={beat},
+            expect={beat, *(f"prefect.flow-run.{end}" for end in ENDS)},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=SILENCE,
+        ),
+        actions=actions,
+    )
+
+
+def alert_automation(url: str) -> AutomationCore:
+    """A run that fails or crashes is told to THINKDIFF_ALERT_URL, as JSON with the key `text`."""
+    from prefect.automations import AutomationCore, CallWebhook, EventTrigger, Posture, ResourceSpecification
+    from prefect.blocks.webhook import Webhook
+
+    block: Any = {"url": url, "headers": {"Content-Type": "application/json"}}
+    hook: Any = Webhook(**block).save("thinkdiff-alert", overwrite=True)
+    told = '{"text": "thinkdiff: {{ flow_run.name }} is {{ flow_run.state.name }}: {{ flow_run | ui_url }}"}'
+    actions: list[Any] = [CallWebhook(block_document_id=hook, payload=told)]
+    return AutomationCore(
+        name="thinkdiff: tell of failures",
+        trigger=EventTrigger(
+            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            for_each={"prefect.resource.id"},
+            expect={"prefect.flow-run.Failed", "prefect.flow-run.Crashed"},
+            posture=Posture.Reactive,
+            threshold=1,
+        ),
+        actions=actions,
+    )
+
+
+def put_automation(client: SyncPrefectClient, automation: AutomationCore) -> None:
+    """Makes it, or brings the one of that name to it."""
+    found = client.find_automation(automation.name)
+    if found is None:
+        client.create_automation(automation)
+    else:
+        client.update_automation(found.id, automation)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

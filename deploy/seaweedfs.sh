@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# The S3 server of deploy/up.sh and deploy/compose.yaml: SeaweedFS in one process, with two identities.
+#
+# `admin` may do anything; `thinkdiff`, that of runs, may read, write and list the bucket and nothing else. In from the
+# environment: S3_ADMIN_SECRET, S3_SECRET, and where they differ from the defaults below S3_HOST, S3_PORT, S3_FOLDER,
+# BUCKET, WEED. Only S3's port is open to others than this machine; the inner ones, and those 10,000 above, are not.
+set -euo pipefail
+umask 077
+host=${S3_HOST:-0.0.0.0}
+port=${S3_PORT:-8333}
+folder=${S3_FOLDER:-/data}
+bucket=${BUCKET:-thinkdiff}
+
+cat >"$folder/identities.json" <<END
+{"identities": [
+  {"name": "admin", "credentials": [{"accessKey": "admin", "secretKey": "$S3_ADMIN_SECRET"}], "actions": ["Admin"]},
+  {"name": "thinkdiff", "credentials": [{"accessKey": "thinkdiff", "secretKey": "$S3_SECRET"}],
+   "actions": ["Read:$bucket", "Write:$bucket", "List:$bucket", "Tagging:$bucket"]}
+]}
+END
+mkdir -p "$folder/data"
+exec "${WEED:-weed}" -logtostderr=true server -dir="$folder/data" -ip=127.0.0.1 -ip.bind=127.0.0.1 \
+    -master.port=$((port + 1000)) -volume.port=$((port + 1001)) -filer=true -filer.port=$((port + 1002)) \
+    -s3=true -s3.ip.bind="$host" -s3.port="$port" -s3.port.iceberg=0 -s3.port.lance=0 \
+    -s3.config="$folder/identities.json" -volume.max=0 -volume.minFreeSpace=1 -master.volumeSizeLimitMB=1024 \
+    -master.volumePreallocate=false -master.telemetry=false
