@@ -22,5 +22,5 @@ mkdir -p "$folder/data"
 exec "${WEED:-weed}" -logtostderr=true server -dir="$folder/data" -ip=127.0.0.1 -ip.bind=127.0.0.1 \
     -master.port=$((port + 1000)) -volume.port=$((port + 1001)) -filer=true -filer.port=$((port + 1002)) \
     -s3=true -s3.ip.bind="$host" -s3.port="$port" -s3.port.iceberg=0 -s3.port.lance=0 \
-    -s3.config="$folder/identities.json" -volume.max=0 -volume.minFreeSpace=1 -master.volumeSizeLimitMB=1024 \
-    -master.volumePreallocate=false -master.telemetry=false
+    -s3.config="$folder/identities.json" -volume.max=0 -volume.minFreeSpace=1 -volume.preStopSeconds=1 \
+    -master.volumeSizeLimitMB=1024 -master.volumePreallocate=false -master.telemetry=false

@@ -98,19 +98,20 @@ END
     set +a
 }
 
-began() { # when a process began, so that a pid used again is not taken for ours
-    cut -d ' ' -f 22 "/proc/$1/stat" 2>/dev/null
+began() { # when a process began, so that a pid used again is not taken for ours; nothing when it has died
+    sed -n 's/^.*) \([^Z]\) /\1 /p' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f 20
 }
 
 alive() {
     local pid start
-    [ -f "$state/pids/$1" ] && read -r pid start <"$state/pids/$1" && [ "$(began "$pid")" = "$start" ]
+    [ -f "$state/pids/$1" ] && read -r pid start <"$state/pids/$1" &&
+        [ -n "$start" ] && [ "$(began "$pid")" = "$start" ]
 }
 
-launch() { # name, command…: in a session of its own, with its log
+launch() { # name, command…: in a session of its own, with its log, hearing SIGINT, which bash's background jobs do not
     local name=$1
     shift
-    setsid "$@" >>"$state/logs/$name.log" 2>&1 </dev/null &
+    setsid env --default-signal=INT,QUIT "$@" >>"$state/logs/$name.log" 2>&1 </dev/null &
     echo "$! $(began $!)" >"$state/pids/$name"
 }
 
@@ -178,7 +179,8 @@ start_postgres() {
 sql() { # database, arguments of psql…
     local database=$1
     shift
-    PGPASSWORD=$postgres_password "$postgres_bin/psql" -X -h 127.0.0.1 -p "$postgres_port" -U thinkdiff -d "$database" "$@"
+    PGPASSWORD=$postgres_password "$postgres_bin/psql" -X -h 127.0.0.1 -p "$postgres_port" -U thinkdiff \
+        -d "$database" "$@"
 }
 
 start_s3() {
@@ -204,7 +206,8 @@ start_server() {
         export PREFECT_SERVER_API_AUTH_STRING=$PREFECT_API_AUTH_STRING PREFECT_SERVER_UI_API_URL=/api
         export PREFECT_UI_URL=http://$url_host:$port
         export PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT=false
-        export PREFECT_SERVER_DATABASE_CONNECTION_URL="postgresql+asyncpg://thinkdiff:$postgres_password@127.0.0.1:$postgres_port/prefect"
+        login=thinkdiff:$postgres_password@127.0.0.1:$postgres_port
+        export PREFECT_SERVER_DATABASE_CONNECTION_URL=postgresql+asyncpg://$login/prefect
         export PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=prefect.server.concurrency.lease_storage.filesystem
         export PREFECT_SERVER_CONCURRENCY_MAXIMUM_CONCURRENCY_SLOT_WAIT_SECONDS=5
         launch server "$python" -m prefect server start --host "$host" --port "$port"
