@@ -54,14 +54,14 @@ def main(arguments: list[str]) -> int:
 
 def ask(path: str, body: dict[str, Any] | None = None) -> Any:
     """The server's answer, as JSON, to a GET, or to a POST of `body`. Raises OSError when there is none."""
-    request = urllib.request.Request(
+    request = urllib.request.Request(  # noqa: S310 (the server of the settings)
         os.environ["PREFECT_API_URL"] + path,
         None if body is None else json.dumps(body).encode(),
         {"Content-Type": "application/json"},
     )
     if secret := os.environ.get("PREFECT_API_AUTH_STRING"):
         request.add_header("Authorization", "Basic " + base64.b64encode(secret.encode()).decode())
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
         return json.load(answer)
 
 

@@ -297,7 +297,7 @@ def test_metadata_of_no_codec_of_ours_raise(tmp_path: Path, codec: Codec, old: s
     artifact = write(folder, codec=codec)
     text = folder.read(name).decode()
     assert old in text
-    with pytest.raises(StoreError, match="another layout|found the codec '(uint8|fp4)', expected one"):
+    with pytest.raises(StoreError, match=r"another layout|found the codec '(uint8|fp4)', expected one"):
         FeatureReader(rewritten(folder, artifact, name, text.replace(old, new).encode()))
 
 
