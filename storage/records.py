@@ -104,7 +104,8 @@ def writer(packages: Mapping[str, str]) -> str:
 
 def written_by(artifact: Artifact) -> str:
     """Which thinkdiff made an artifact, in words."""
-    return writer(artifact.provenance.packages)
+    about = getattr(artifact, "provenance", None)  # what a stage has made so far has none
+    return writer(about.packages if about else {})
 
 
 def spec_of(artifact: Artifact, kind: type[S]) -> S:

@@ -1,4 +1,4 @@
-"""What a fully cached `thinkdiff run mini` costs above a bare Prefect flow of seven empty tasks, in CPU seconds.
+"""What a fully cached `thinkdiff run mini` costs above a bare Prefect flow of as many empty tasks, in CPU seconds.
 
     python tests/bench/bench_cached_run.py --root runs --pairs 5
 
@@ -26,7 +26,7 @@ from prefect import flow, task
 def empty(): return 1
 @flow(name="bare", persist_result=False)
 def bare():
-    for _ in range(7): empty()
+    for _ in range(9): empty()  # the plan and eight calls of stages
 bare()
 """
 SETTINGS = {
