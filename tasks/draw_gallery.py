@@ -25,7 +25,7 @@ PART = 64
 VIDEO_PART = 4  # a video takes minutes where a picture takes seconds
 
 
-@step(MediaSet)
+@step(MediaSet, gpu=True)
 def draw_gallery(work: Work, spec: GallerySpec, gallery: GalleryInputs, aligner: AlignerCheckpoint | None) -> Made:
     """Draws every prompt that the spec can; parts that are committed already are kept."""
     import torch

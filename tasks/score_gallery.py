@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 COPY = "the picture itself"
 
 
-@step(GalleryScores)
+@step(GalleryScores, gpu=True)
 def score_gallery(work: Work, spec: SimilaritySpec, gallery: GalleryInputs, systems: dict[str, MediaSet]) -> Made:
     """Measures every picture of every system. `systems`: sets of drawn pictures by what tables call them."""
     import torch

@@ -49,7 +49,7 @@ from thinkdiff.schemas.artifact import (
     Spec,
     content_digest,
     fingerprint,
-)
+)  # fmt: skip
 from thinkdiff.schemas.errors import SpecError, StoreError
 from thinkdiff.schemas.plan import Job
 from thinkdiff.storage.lease import LEASE, Lease
@@ -165,12 +165,9 @@ class Step(Generic[P, A]):
     """A stage: call it inside a flow with (run, spec, parents…)."""
 
     def __init__(
-        self,
-        body: Callable[Concatenate[Work, P], Made],
-        kind: type[A],
-        reopen: Callable[[Execution, A], bool] | None,
-        gpu: bool,
-    ) -> None:
+        self, body: Callable[Concatenate[Work, P], Made], kind: type[A],
+        reopen: Callable[[Execution, A], bool] | None, gpu: bool,
+    ) -> None:  # fmt: skip
         self.body, self.kind, self.name, self.gpu = body, kind, body.__name__, gpu
         self.reopen = reopen or (lambda run, artifact: False)
         self.signature = inspect.signature(body)
