@@ -22,6 +22,9 @@ def plan(
     ] = None,
     data: Annotated[str | None, typer.Option(help="where relative collection URLs start; default ROOT/data")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    folder: Annotated[
+        str | None, typer.Option(help="of a recipe with a gallery: its pictures and prompts.jsonl")
+    ] = None,
     price_per_hour: Annotated[float | None, typer.Option(help="of one GPU, in any currency", min=0)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON on standard output and nothing else")] = False,
 ) -> None:
@@ -32,10 +35,14 @@ def plan(
         known_stage(stage)
     spec, run = asked(recipe, set_, {"root": root, "data": data, "device": device, "refresh": tuple(refresh or ())})
     prepare_prefect()
-    from thinkdiff.flows.thinkdiff_flow import last_stage, planned
+    from thinkdiff.flows import cli_gallery, gallery_flow, thinkdiff_flow
     from thinkdiff.tasks.plan import lines
 
-    found = planned(spec, cast("Stage", until or last_stage(spec)), run, price_per_hour)
+    if spec.gallery is not None and until is None:
+        found = gallery_flow.planned(spec, run, cli_gallery.place(folder), price_per_hour)
+    else:
+        last = cast("Stage", until or thinkdiff_flow.last_stage(spec))
+        found = thinkdiff_flow.planned(spec, last, run, price_per_hour)
     if as_json:
         typer.echo(found.model_dump_json(indent=1))
     else:

@@ -10,14 +10,15 @@ from typing import Any
 
 from prefect import flow
 
-from thinkdiff.flows import recipes
+from thinkdiff.flows import planning, recipes
 from thinkdiff.flows.thinkdiff_flow import Ledger
 from thinkdiff.schemas.aligner import AlignerCheckpoint, AlignerSpec
-from thinkdiff.schemas.artifact import Execution, Stage
+from thinkdiff.schemas.artifact import Artifact, Execution, Stage
 from thinkdiff.schemas.errors import SpecError
-from thinkdiff.schemas.gallery import GalleryInputs, GalleryPlan
+from thinkdiff.schemas.gallery import GalleryInputs, GalleryPlan, GallerySource
 from thinkdiff.schemas.media import MediaSet
 from thinkdiff.schemas.pipeline import PipelineSpec
+from thinkdiff.schemas.plan import Finding, Plan
 from thinkdiff.tasks.draw_gallery import draw_gallery
 from thinkdiff.tasks.extract_features import extract_features
 from thinkdiff.tasks.fetch_images import fetch_images
@@ -53,33 +54,64 @@ def gallery(
     from thinkdiff.tasks.gallery_files import gallery_source
 
     spec = spec or recipes.recipe(recipe)
-    if spec.gallery is None:
-        raise SpecError(f"{spec.name}: found no gallery in the recipe, expected one. Take mini-clip or clip-paper.")
+    wanted = asked(spec)
     if refresh:
         run = run.model_copy(update={"refresh": tuple(refresh)})
     run = recipes.execution(run, spec)
     recipes.prepare(spec, run)
     folder, ledger = folder or recipes.gallery_folder(spec, run), Ledger()
-    source = gallery_source(folder, spec.gallery.longest_side)  # a folder that cannot be used ends it before it trains
-    trained = aligners(spec, run, ledger)
-    inputs = ledger.add(gather_gallery(run.model_copy(update={"given": folder}), source))
-    systems = drawn(spec.gallery, run, ledger, inputs, trained)
-    if beside is not None:
-        systems |= given(beside, run, ledger, inputs)
-    scores = ledger.add(score_gallery(run, spec.gallery.scores, inputs, systems))
-    page = ledger.add(render_gallery(run, spec.gallery.page, inputs, systems, scores))
+    source = gallery_source(folder, wanted.longest_side)  # a folder that cannot be used ends it before it trains
+    run = run.model_copy(update={"given": folder})
+    planning.must_be_possible(lambda: stages(spec, run, source, None, Ledger()), spec, run)
+    scores, page = stages(spec, run, source, beside, ledger)
     result = ledger.result().model_dump(mode="json")
     return result | {"scores": scores.stats["scores"], "report": page.path("gallery.html")}
 
 
+def asked(spec: PipelineSpec) -> GalleryPlan:
+    """The gallery of a spec. Raises SpecError where it has none."""
+    if spec.gallery is None:
+        raise SpecError(f"{spec.name}: found no gallery in the recipe, expected one. Take mini-clip or clip-paper.")
+    return spec.gallery
+
+
+def planned(spec: PipelineSpec, run: Execution, folder: str | None, price: float | None = None) -> Plan:
+    """What the flow would need for a gallery in `folder`; nothing is made. price: of a GPU hour."""
+    from thinkdiff.tasks.gallery_files import gallery_source
+
+    side = asked(spec).longest_side
+    source = gallery_source(folder, side) if folder else GallerySource(digest="0" * 64, longest_side=side)
+    run = recipes.execution(run, spec)
+    plan = planning.rehearsed(lambda: stages(spec, run, source, None, Ledger()), spec, run, price)
+    if folder or spec.world is not None:  # the miniature writes its own
+        return plan
+    lacking = Finding(
+        stage="gather_gallery", what="gallery", level="blocks", found="no folder",
+        expected="one with pictures and prompts.jsonl", todo="Name it with --folder.",
+    )  # fmt: skip
+    return plan.model_copy(update={"findings": (lacking, *plan.findings)})
+
+
+def stages(
+    spec: PipelineSpec, run: Execution, source: GallerySource, beside: str | None, ledger: Ledger
+) -> tuple[Artifact, Artifact]:
+    """All stages up to the gallery's scores and its page."""
+    plan, trained = asked(spec), aligners(spec, run, ledger)
+    inputs = ledger.add(gather_gallery(run, source))
+    systems = drawn(plan, run, ledger, inputs, trained)
+    if beside is not None:
+        systems |= given(beside, run, ledger, inputs)
+    scores = ledger.add(score_gallery(run, plan.scores, inputs, systems))
+    return scores, ledger.add(render_gallery(run, plan.page, inputs, systems, scores))
+
+
 def aligners(spec: PipelineSpec, run: Execution, ledger: Ledger) -> dict[str, AlignerCheckpoint]:
     """The recipe's aligner, and the one that was never trained if it is asked for."""
-    assert spec.gallery is not None
     captions = ledger.add(sample_captions(run, spec.captions))
     images = ledger.add(fetch_images(run, spec.images, captions))
     features = ledger.add(extract_features(run, spec.features, images))
     wanted: dict[str, AlignerSpec] = {OURS: spec.aligner}
-    if spec.gallery.untrained:
+    if asked(spec).untrained:
         wanted[UNTRAINED] = spec.aligner.but(steps=0)
     return {name: ledger.add(train_aligner(run, one, features), role=name) for name, one in wanted.items()}
 
@@ -92,7 +124,7 @@ def drawn(
         name: ledger.add(draw_gallery(run, plan.draw, inputs, aligner), role=f"pictures of {name}")
         for name, aligner in trained.items()
     }
-    if plan.text_alone and inputs.counts["with_words"]:
+    if plan.text_alone and inputs.counts.get("with_words", 1):  # not there yet: taken to have some
         said = plan.draw.but(reads="text")
         systems[WORDS] = ledger.add(draw_gallery(run, said, inputs, None), role=f"pictures of {WORDS}")
     return systems

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from thinkdiff.schemas.artifact import STAGES, Execution
+from thinkdiff.schemas.artifact import EVERY_STAGE, Execution
 from thinkdiff.schemas.plan import Finding, Job, Plan
 
-ORDER = ("run", *STAGES)
+ORDER = ("run", *EVERY_STAGE)
 LEVELS = ("blocks", "warns", "tells")
 
 

@@ -23,6 +23,7 @@ class Known(NamedTuple):
 
 
 HUB = "https://huggingface.co/"
+CLIP = "https://github.com/openai/CLIP/blob/main/LICENSE"
 GOOGLE = "any purpose, acknowledgement of Google LLC appreciated"
 MINI = ("qwen2-vl", "eva-clip", "t5", "flux", "flux-less-robust", "judge")
 MODELS: dict[str, Known] = {
@@ -36,7 +37,10 @@ MODELS: dict[str, Known] = {
     "llava-hf/llava-1.5-13b-hf": Known(
         "Llama 2 Community License", f"{HUB}llava-hf/llava-1.5-13b-hf", False, 13.4e9
     ),
-    "openai/clip-vit-base-patch32": Known("MIT", "https://github.com/openai/CLIP/blob/main/LICENSE"),
+    "openai/clip-vit-base-patch32": Known("MIT", CLIP),
+    "openai/clip-vit-large-patch14": Known("MIT", CLIP),
+    "facebook/dino-vits16": Known("Apache 2.0", "https://github.com/facebookresearch/dino/blob/main/LICENSE"),
+    "THUDM/CogVideoX-5b": Known("a licence of its own", f"{HUB}THUDM/CogVideoX-5b/blob/main/LICENSE", width=4096),
     "Salesforce/blip2-flan-t5-xxl": Known("MIT", f"{HUB}Salesforce/blip2-flan-t5-xxl", width=1408),
     **{f"mini-{name}": Known("Apache 2.0", "the project's own") for name in MINI},
 }  # fmt: skip

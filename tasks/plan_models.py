@@ -23,6 +23,7 @@ from thinkdiff.tasks.plan_hub import Answer, Hub, cached_snapshot
 from thinkdiff.tasks.plan_known import HUB, MODELS, licence_of
 
 VLM = ("config.json", "*.safetensors", "tokenizer_config.json", "tokenizer.json|vocab.json", "*processor_config.json")
+TOWER = ("*.safetensors",)
 NEEDS: dict[tuple[str, str], tuple[str, ...]] = {
     ("FeatureSpec", "vlm"): VLM,
     ("VlmJudge", "model"): VLM,
@@ -32,8 +33,10 @@ NEEDS: dict[tuple[str, str], tuple[str, ...]] = {
     ("MediaSpec", "decoder"): ("model_index.json",),
     ("ClipJudge", "model"): ("config.json", "*processor_config.json", "tokenizer_config.json"),
     ("ClassifierJudge", "model"): ("config.json", "preprocessor_config.json"),
+    ("GallerySpec", "tower"): TOWER,
+    ("SimilaritySpec", "clip"): ("config.json", "*processor_config.json", "tokenizer_config.json"),
+    ("SimilaritySpec", "dino"): ("config.json", "preprocessor_config.json"),
 }
-TOWER = ("*.safetensors",)
 OTHERS = ("config.json",)
 
 

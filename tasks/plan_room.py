@@ -26,6 +26,7 @@ from thinkdiff.schemas.captions import CaptionSpec
 from thinkdiff.schemas.cobsat import CobsatPrompts
 from thinkdiff.schemas.errors import ThinkDiffError
 from thinkdiff.schemas.features import FeatureSpec
+from thinkdiff.schemas.gallery import GallerySpec
 from thinkdiff.schemas.images import ImageSpec
 from thinkdiff.schemas.media import MediaSpec
 from thinkdiff.schemas.plan import Finding, Job, Level
@@ -256,9 +257,8 @@ def fits(
 def held(owner: BaseModel, field: str, model: Model, models: Models) -> float | None:
     """How many numbers of a model lie in a GPU at work: from the files' heads, or as is publicly known; None where it
     is not, and where the model is small beside others of its stage."""
-    if (isinstance(owner, FeatureSpec) and owner.prompts.kind == "pictures") or (
-        isinstance(owner, MediaSpec) and field == "t5"
-    ):
+    tower = isinstance(owner, GallerySpec) or (isinstance(owner, FeatureSpec) and owner.prompts.kind == "pictures")
+    if tower or (isinstance(owner, MediaSpec) and field == "t5"):
         return None
     without = "encoder." if isinstance(owner, AlignerSpec) and owner.masking != "words" else None
     folder = models.place(model).folder

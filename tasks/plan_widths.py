@@ -14,6 +14,7 @@ from typing import Any
 from thinkdiff.schemas.aligner import AlignerSpec
 from thinkdiff.schemas.artifact import Model
 from thinkdiff.schemas.errors import ModelError
+from thinkdiff.schemas.gallery import GallerySpec
 from thinkdiff.schemas.media import MediaSpec
 from thinkdiff.schemas.plan import Finding, Job
 from thinkdiff.tasks.models import hidden_size
@@ -85,6 +86,11 @@ def width_findings(jobs: Sequence[Job], widths: Widths) -> Iterator[Finding]:
             links = aligner_links(job, job.spec, widths)
         elif isinstance(job.spec, MediaSpec):
             links = media_links(job, job.spec, jobs, widths)
+        elif isinstance(job.spec, GallerySpec):
+            both = filter(None, (job.spec.media, job.spec.video))
+            links = {
+                f"{what} of {m.decoder.name}": c for m in both for what, c in media_links(job, m, jobs, widths).items()
+            }
         for what, chain in links.items():
             text = ", ".join(f"{name} {width or NOT_KNOWN}" for name, width in chain)
             if what + text in told:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 from hub_stand_in import COMMIT, GATED, hub
+from small_media import png
 from typer.testing import CliRunner
 
+from thinkdiff.flows import gallery_flow
 from thinkdiff.flows.cli import app
 from thinkdiff.flows.recipes import recipe
 from thinkdiff.flows.thinkdiff_flow import planned
@@ -62,6 +64,24 @@ def test_plan_of_a_paper_recipe_names_all_that_is_missing_at_once(
     with pytest.raises(PlanError, match=f"^{name}: found {len(plan.of('blocks'))} of the things") as caught:
         plan.must_not_block()
     assert all(model in str(caught.value) for model in models)
+
+
+def test_plan_of_a_gallery_names_its_models_and_its_folder_too(tmp_path: Path):
+    run = Execution(root=str(tmp_path / "root"))
+    plan = gallery_flow.planned(recipe("clip-paper"), run, None)
+    missing = {finding.what for finding in plan.of("blocks")}
+    drawn = ("black-forest-labs/FLUX.1-dev", "THUDM/CogVideoX-5b", "google/t5-v1_1-xxl")
+    measured = ("openai/clip-vit-large-patch14", "facebook/dino-vits16")
+    assert missing >= {f"model {name}" for name in (*drawn, *measured)} | {"gallery"}
+    assert {"gather_gallery", "score_gallery", "render_gallery"} <= set(plan.ahead)
+    assert "THUDM/CogVideoX-5b 4096" in found(plan, "width of the prompt embeddings of THUDM/CogVideoX-5b")[0]
+    (tmp_path / "a.png").write_bytes(png("a"))
+    (tmp_path / "prompts.jsonl").write_text('{"name": "a", "images": ["a.png"]}')
+    assert "gallery" not in {
+        finding.what for finding in gallery_flow.planned(recipe("clip-paper"), run, str(tmp_path)).findings
+    }
+    assert gallery_flow.planned(recipe("mini-clip"), run, None).of("blocks") == []
+    assert not (tmp_path / "root").exists()
 
 
 def test_plan_tells_room_time_licences_and_widths_from_the_spec(tmp_path: Path):

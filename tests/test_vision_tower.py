@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from tiny_models import make_tiny_blip2
 
 from thinkdiff.schemas.errors import InputError, ModelError
 from thinkdiff.tasks.qwen_chat import Request
@@ -38,30 +38,8 @@ def reference_pixels(drawn: Image.Image) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def blip2(tmp_path_factory):
     """The folder of a tiny whole BLIP-2, saved in pieces as the large ones are, and the model."""
-    prepare_torchvision()
-    from transformers import Blip2Config, Blip2ForConditionalGeneration
-
-    torch.manual_seed(0)
-    config = Blip2Config(
-        vision_config=dict(
-            hidden_size=WIDTH, intermediate_size=200, num_hidden_layers=3, num_attention_heads=4, image_size=SIDE,
-            patch_size=PATCH, initializer_range=0.05,
-        ),
-        qformer_config=dict(
-            hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=40, vocab_size=30,
-            encoder_hidden_size=WIDTH,
-        ),
-        text_config=dict(model_type="t5", d_model=32, d_kv=8, num_heads=4, d_ff=40, num_layers=1, vocab_size=60),
-    )  # fmt: skip
-    model: Any = Blip2ForConditionalGeneration(config).eval()
-    with torch.no_grad():
-        for block in model.vision_model.encoder.layers:
-            block.self_attn.qkv.bias.normal_()
-        for norm in (m for m in model.vision_model.modules() if isinstance(m, torch.nn.LayerNorm)):
-            norm.weight.normal_(1, 0.2)
-            norm.bias.normal_(0, 0.2)
     path = tmp_path_factory.mktemp("blip2")
-    model.save_pretrained(path, max_shard_size="300KB")
+    model = make_tiny_blip2(path)
     assert len(list(path.glob("*.safetensors"))) > 1
     return path, model
 

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from thinkdiff.tasks.qwen_engine import prepare_torchvision
+
 Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 SIDE = 32
 SPECIAL = [
@@ -105,6 +107,35 @@ def make_tiny_qwen_vl(
     processor = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}[family] + "Processor"
     getattr(transformers, processor)(images, tokenizer, videos, chat_template=TEMPLATE).save_pretrained(folder)
     return folder
+
+
+def make_tiny_blip2(folder: Path, *, side: int = 56, seed: int = 0) -> Any:
+    """Write a random BLIP-2 with patches of 14 pixels and a T5 of width 32, in pieces of 300 kB; returns the model."""
+    prepare_torchvision()
+    import torch
+    from transformers import Blip2Config, Blip2ForConditionalGeneration
+
+    torch.manual_seed(seed)
+    config = Blip2Config(
+        vision_config=dict(
+            hidden_size=176, intermediate_size=200, num_hidden_layers=3, num_attention_heads=4, image_size=side,
+            patch_size=14, initializer_range=0.05,
+        ),
+        qformer_config=dict(
+            hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=40, vocab_size=30,
+            encoder_hidden_size=176,
+        ),
+        text_config=dict(model_type="t5", d_model=32, d_kv=8, num_heads=4, d_ff=40, num_layers=1, vocab_size=60),
+    )  # fmt: skip
+    model: Any = Blip2ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for block in model.vision_model.encoder.layers:
+            block.self_attn.qkv.bias.normal_()
+        for norm in (m for m in model.vision_model.modules() if isinstance(m, torch.nn.LayerNorm)):
+            norm.weight.normal_(1, 0.2)
+            norm.bias.normal_(0, 0.2)
+    model.save_pretrained(folder, max_shard_size="300KB")
+    return model
 
 
 def _draw_weights(model, seed: int) -> None:
