@@ -24,6 +24,7 @@ from thinkdiff.tasks.vision_tower import tower_width
 
 RANGE = 16  # shards that a worker is given together: what a slow or dead one costs
 LOOK_SECONDS = 5.0
+LOOK_SHARE = 50  # of the time, one part goes into looking at most
 SHOWN = 5
 
 
@@ -104,13 +105,14 @@ def side_by_side(run: Execution) -> tuple[int, int]:
 
 
 class Look:
-    """Moves a progress bar to where the work is, now and then, as looking may cost requests."""
+    """Moves a progress bar to where the work is, now and then, as looking costs requests, and many in a large store."""
 
     def __init__(self, progress: Progress, done: Callable[[], int]) -> None:
         self.progress, self.done = progress, done
-        self._last = time.monotonic()
+        self._next = time.monotonic() + LOOK_SECONDS
 
     def __call__(self) -> None:
-        if time.monotonic() - self._last >= LOOK_SECONDS:
+        if (began := time.monotonic()) >= self._next:
             self.progress.advance(max(self.done() - self.progress.done, 0))
-            self._last = time.monotonic()
+            ended = time.monotonic()
+            self._next = ended + max(LOOK_SECONDS, LOOK_SHARE * (ended - began))

@@ -110,7 +110,7 @@ def answered(
 
     with (
         borrowed_engine(
-            work.run, work.spec, work.model, add_vision_id=benchmark, max_images=work.max_images, log=log.debug
+            work.run, work.spec, work.model, add_vision_id=benchmark, max_images=work.max_images, log=log.info
         ) as engine,
         closing(ahead(requests())) as batches,
     ):

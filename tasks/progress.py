@@ -14,6 +14,8 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_run_logger
 
+from thinkdiff.tasks import metrics
+
 ARTIFACT_SECONDS = 3.0
 LINE_SECONDS = 15.0
 
@@ -66,10 +68,14 @@ class Progress:
     def resume(self, done: int) -> None:
         """Counts units that an earlier run left; they do not enter the rate."""
         self._resumed += done
-        self.advance(done)
+        self._count(done)
 
     def advance(self, count: int = 1) -> None:
         """Counts units done."""
+        metrics.advanced(self.stage, self.unit, count)
+        self._count(count)
+
+    def _count(self, count: int) -> None:
         self.done += count
         now = time.monotonic()
         if self._bar is not None:

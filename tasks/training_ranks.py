@@ -42,7 +42,7 @@ def train_together(order: str, world: int, threads: int, report: Callable[[dict[
                 event = event_of(line)
                 if event is None:
                     said.append(line.rstrip())
-                    log.debug("%s", line.rstrip())
+                    log.info("%s", line.rstrip())
                 elif event["event"] == "error":
                     told.insert(len(told) if event.get("consequence") else 0, the_error(event))
                 else:

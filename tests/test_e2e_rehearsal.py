@@ -20,6 +20,7 @@ from tiny_diffusion import make_tiny_flux, make_tiny_t5
 from tiny_judges import make_tiny_clip, make_tiny_dino, make_tiny_llava
 from tiny_models import make_tiny_blip2, make_tiny_qwen_vl
 
+from thinkdiff.mini.dataset import write_collections
 from thinkdiff.schemas.artifact import STAGES
 from thinkdiff.storage.root import Folder
 
@@ -58,6 +59,11 @@ ON_GALLERY = {
     for kind in ("media", "video")
     for name, value in {"steps": 2, "height": 32, "width": 32}.items()
 }
+NAMED = {
+    "cc3m.tsv": "cc3m/Train_GCC-training.tsv",
+    "cc12m.tsv": "cc12m/cc12m.tsv",
+    "sbu-captions-all.json": "sbu/sbu-captions-all.json",
+}
 PROMPTS = [
     {"name": "one", "images": ["a.png"]},
     {"name": "said", "images": ["a.png", "b.png"], "text": "at night"},
@@ -66,19 +72,15 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def place(world: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Arguments: a data root as the paper's recipes expect it, and a folder of models."""
     base = tmp_path_factory.mktemp("rehearsal")
     for name, make in MODELS.items():
         (base / "models" / name).parent.mkdir(parents=True, exist_ok=True)
         make(base / "models" / name)
-    (small,) = (folder.parent for folder in world.glob("*/world.json"))
-    named = {"cc3m": "Train_GCC-training.tsv", "cc12m": "cc12m.tsv", "sbu": "sbu-captions-all.json"}
-    for collection, file in named.items():
-        (base / "data" / collection).mkdir(parents=True)
-        (base / "data" / collection / file).symlink_to(next(small.glob(f"{collection}*.[tj]s*")))
-        for tar in (small / collection).glob("*.tar"):
-            (base / "data" / collection / tar.name).symlink_to(tar)
+    write_collections(Folder.at(str(base / "data")), seed=0, rows=300)
+    for found, wanted in NAMED.items():
+        (base / "data" / found).rename(base / "data" / wanted)
     write_files(Folder.at(str(base / "data" / "cobsat" / "datasets")), data_set(REAL, tile))
     return [
         "--root",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,6 +133,29 @@ def test_step_second_run_at_once_is_refused_and_a_killed_holder_is_not_in_the_wa
         holder.kill()
         holder.join()
     assert states(run) == ["Completed", "Cached"]
+
+
+@step(CaptionSet)
+def talking_stage(work: Work, spec: CaptionSpec) -> Made:
+    told = logging.getLogger("thinkdiff.tasks.qwen_engine").warning
+    talker = threading.Thread(target=told, args=("a line of a %s", "child"))
+    talker.start()
+    talker.join()
+    assert list(work.map(said, [("one",), ("two",)], workers=2)) == [3, 3]
+    return Made(files=(work.folder.write("data.bin", b""),))
+
+
+def said(word: str) -> int:
+    logging.getLogger("thinkdiff.storage.parts").warning("part %s", word)
+    return len(word)
+
+
+def test_step_tells_the_runs_log_what_the_package_says_in_any_thread_once(tmp_path, caplog):
+    flow(name="test-talking", persist_result=False)(lambda: talking_stage(Execution(root=str(tmp_path)), SPEC))()
+    told = [record.getMessage() for record in caplog.records if record.name == "prefect.task_runs"]
+    assert sorted(line for line in told if line in ("a line of a child", "part one", "part two")) == [
+        "a line of a child", "part one", "part two"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -62,6 +62,7 @@ def make_tiny_qwen_vl(
     folder: Path, family: Family = "qwen2_vl", *, hidden: int = 128, layers: int = 3, seed: int = 0
 ) -> Path:
     """Write a random checkpoint (float32, about 0.9M parameters) with tokenizer and processor to `folder`."""
+    prepare_torchvision()
     import transformers
 
     vocab, merges = _byte_pairs()
