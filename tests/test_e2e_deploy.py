@@ -9,6 +9,7 @@ order of the file.
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import os
 import random
@@ -75,6 +76,7 @@ class Service:
     state: Path
     settings: dict[str, str]
     alerts: list[str] = field(default_factory=list)
+    metrics: list[bytes] = field(default_factory=list)
 
     @property
     def env(self) -> dict[str, str]:
@@ -104,9 +106,11 @@ class Service:
         return self.ask("/flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC"})
 
     def states(self, run: dict[str, Any]) -> list[tuple[str, str]]:
-        """Stage and name of its state, of a run's tasks in order."""
+        """Stage and name of its state, of a run's tasks in order, but for the plan."""
         wanted = {"flow_runs": {"id": {"any_": [run["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"}
-        return [(one["name"].rsplit("-", 1)[0], one["state"]["name"]) for one in self.ask("/task_runs/filter", wanted)]
+        found = [(one["name"].rsplit("-", 1)[0], one["state"]["name"]) for one in self.ask("/task_runs/filter", wanted)]
+        assert found[0] == ("plan", "Completed")
+        return found[1:]
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +124,9 @@ def service() -> Iterator[Service]:
     made = Service(state, {"THINKDIFF_STATE": str(state), "THINKDIFF_PYTHON": sys.executable})
     names = ("THINKDIFF_PORT", "THINKDIFF_POSTGRES_PORT", "THINKDIFF_S3_PORT")
     made.settings.update(zip(names, map(str, free_ports()), strict=True))
-    listener = ThreadingHTTPServer(("127.0.0.1", 0), listening(made.alerts))
+    listener = ThreadingHTTPServer(("127.0.0.1", 0), listening(made))
     made.settings["THINKDIFF_ALERT_URL"] = f"http://127.0.0.1:{listener.server_port}"
+    made.settings["OTEL_EXPORTER_OTLP_ENDPOINT"] = made.settings["THINKDIFF_ALERT_URL"]
     threading.Thread(target=listener.serve_forever, daemon=True).start()
     try:
         done = made.up()
@@ -135,12 +140,16 @@ def service() -> Iterator[Service]:
         assert down.returncode == 0, down.stdout + down.stderr
 
 
-def listening(alerts: list[str]) -> type[BaseHTTPRequestHandler]:
-    """A chat's incoming webhook that keeps what it is told."""
+def listening(service: Service) -> type[BaseHTTPRequestHandler]:
+    """A chat's incoming webhook and a collector of metrics, which keep what they are told."""
 
     class Listener(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            alerts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["text"])
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path == "/v1/metrics":
+                service.metrics.append(gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body)
+            else:
+                service.alerts.append(json.loads(body)["text"])
             self.send_response(200)
             self.end_headers()
 
@@ -261,6 +270,22 @@ def test_deploy_pipeline_runs_in_the_bucket_and_a_second_run_is_cached(service: 
         assert service.states(service.runs()[0]) == [(task, state) for task in TASKS]
 
 
+def test_deploy_stages_tell_a_collector_how_long_they_took(service: Service) -> None:
+    from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+
+    seconds: dict[tuple[str, str], float] = {}
+    told = [ExportMetricsServiceRequest.FromString(body) for body in service.metrics]
+    scopes = [scope for one in told for resource in one.resource_metrics for scope in resource.scope_metrics]
+    found = {metric.name: metric for scope in scopes for metric in scope.metrics}
+    assert set(found) == {"thinkdiff.stage.duration", "thinkdiff.stage.items", "thinkdiff.artifact.size"}
+    for metric in (metric for scope in scopes for metric in scope.metrics if metric.name == "thinkdiff.stage.duration"):
+        for point in metric.histogram.data_points:
+            names = {pair.key: pair.value.string_value for pair in point.attributes}
+            seconds[names["stage"], names["state"]] = point.sum
+    assert {(stage, state) for stage in STAGES for state in ("Completed", "Cached")} <= set(seconds)
+    assert seconds["train_aligner", "Completed"] > seconds["train_aligner", "Cached"]
+
+
 def test_deploy_ui_runs_the_pipeline_by_clicks_and_shows_its_report(service: Service, tmp_path: Path) -> None:
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed (apt-get install chromium)")
@@ -274,7 +299,7 @@ def test_deploy_ui_runs_the_pipeline_by_clicks_and_shows_its_report(service: Ser
         page.shows("Dashboard")
         page.open(service.env["PREFECT_API_URL"].replace("/api", "/runs"))
         page.click(text("mini: render_report"))
-        page.shows("8 Task runs")
+        page.shows("9 Task runs")
         page.screenshot("run")
         page.click(f"{buttons}.find(e => !e.innerText.trim())")  # the menu of the run
         page.click(text("Copy to new run"))

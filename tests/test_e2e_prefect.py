@@ -78,14 +78,17 @@ def order(name: str, values: dict[str, Any], **more: Any) -> list[str]:
 
 
 def task_states(env: dict[str, str], *deployments: str) -> list[list[tuple[str, str]]]:
-    """The tasks of every run of some deployments with the names of their states, all in the order of their start."""
+    """The tasks of every run of some deployments with the names of their states, all in the order of their start, but for
+    the plan, which is the first."""
     chosen = {"deployments": {"name": {"any_": list(deployments)}}}
     runs = api(env, "/flow_runs/filter", {**chosen, "sort": "START_TIME_ASC"})
     found = []
     for run in runs:
         tasks = {"flow_runs": {"id": {"any_": [run["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"}
         states = api(env, "/task_runs/filter", tasks)
-        found.append([(task["name"].rsplit("-", 1)[0], task["state"]["name"]) for task in states])
+        plan, *stages = [(task["name"].rsplit("-", 1)[0], task["state"]["name"]) for task in states]
+        assert plan == ("plan", "Completed")
+        found.append(stages)
     return found
 
 
