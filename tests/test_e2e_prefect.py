@@ -78,8 +78,10 @@ def order(name: str, values: dict[str, Any], **more: Any) -> list[str]:
 
 
 def task_states(env: dict[str, str], *deployments: str) -> list[list[tuple[str, str]]]:
-    """The tasks of every run of some deployments with the names of their states, all in the order of their start, but for
-    the plan, which is the first."""
+    """The stages of every run of some deployments with the names of their states, all in the order of their start.
+
+    The plan comes before each.
+    """
     chosen = {"deployments": {"name": {"any_": list(deployments)}}}
     runs = api(env, "/flow_runs/filter", {**chosen, "sort": "START_TIME_ASC"})
     found = []
