@@ -1,12 +1,15 @@
 """Memory and time of the extraction's driver for many rows: the real stage with an engine that has no model.
 
-    python tests/bench/bench_plan.py [--rows 10000 100000 1000000] [--engines 1]
+    python tests/bench/bench_plan.py [--rows 10000 100000 1000000] [--engines 1] [--shard-size 256] [--image-shard 1000]
 
 Each number of rows with a picture has a process of its own, in which the stage runs in a flow: plan, calls on the task
-runner, rows and pictures read, shards of 256 rows committed, the record written. Engines are threads of that process,
-so its memory is the driver's and the workers' together. What is not real is the engine (`keyed_engine`) and the size of
-the features (2 tokens of 4 channels). Printed are the largest resident set (VmHWM) when the stage starts and when it
-has ended, the size of the artifact's record, and the seconds that reading it takes.
+runner, rows and pictures read, shards committed, the record written; and then a flow that finds it cached. Engines are
+threads of that process, so its memory is the driver's and the workers' together. What is not real is the engine
+(`keyed_engine`) and the size of the features (2 tokens of 4 channels). Printed are the largest resident set (VmHWM)
+when the stage starts and when it has ended, the size of the artifact's record and the seconds that reading it takes,
+requests to the Prefect server by its own count, and by how much its database (SQLite) has grown.
+
+For the bookkeeping of 100 M rows in 400,000 shards without 100 M rows: `--rows 400000 --shard-size 1 --image-shard 4`.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -34,7 +38,22 @@ def largest() -> float:
     return int(found[1]) / 1024
 
 
-def build(base: str, rows: int) -> None:
+def requests() -> int:
+    """How many requests the flow run's server has answered."""
+    from prefect.client.orchestration import get_client
+
+    api = str(get_client(sync_client=True).api_url).rstrip("/")
+    with urllib.request.urlopen(f"{api}/metrics", timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    return int(sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("http_requests_total{")))
+
+
+def database() -> int:
+    """Bytes of the server's database."""
+    return sum(file.stat().st_size for file in Path(os.environ["PREFECT_HOME"]).glob("prefect.db*"))
+
+
+def build(base: str, rows: int, image_shard: int) -> None:
     """Writes the pictures, and a model folder that says how wide states are."""
     from keyed_engine import WIDTH
     from many_images import FAILING, write_images
@@ -43,13 +62,13 @@ def build(base: str, rows: int) -> None:
     from thinkdiff.storage.root import Folder
 
     captions = rows + (rows - 1) // (FAILING - 1)
-    images = write_images(Folder(f"{base}/fetch_images/{'0' * 32}"), captions)
+    images = write_images(Folder(f"{base}/fetch_images/{'0' * 32}"), captions, image_shard)
     assert images.counts["images"] == rows
     write_record(images)
     Folder(f"{base}/models/none").write("config.json", json.dumps({"hidden_size": WIDTH}).encode())
 
 
-def drive(base: str, rows: int, engines: int) -> None:
+def drive(base: str, rows: int, engines: int, shard_size: int) -> None:
     """Runs the stage, and prints what it took."""
     import keyed_engine
     from prefect import flow
@@ -62,20 +81,27 @@ def drive(base: str, rows: int, engines: int) -> None:
     from thinkdiff.tasks.extract_features import extract_features
 
     keyed_engine.install()
-    spec = FeatureSpec(vlm=Model(name="none"), max_tokens=2, compute_dtype="float32", dtype="float32")
+    spec = FeatureSpec(
+        vlm=Model(name="none"), max_tokens=2, compute_dtype="float32", dtype="float32", shard_size=shard_size
+    )
     run = Execution(root=base, model_dirs=(f"{base}/models",), engines=engines, device="cpu")
     images = read_record(Folder(f"{base}/fetch_images/{'0' * 32}"), ImageSet)
     assert images is not None
 
     @flow(name="bench-plan", persist_result=False)
-    def extraction() -> None:
-        nonlocal before, began, used
-        before, began, used = largest(), time.monotonic(), time.process_time()
-        extract_features(run, spec, images)
+    def extraction() -> dict[str, float]:
+        before, began, used = (requests(), database(), largest()), time.monotonic(), time.process_time()
+        outcome = extract_features(run, spec, images)
+        return {
+            f"{outcome.state.lower()}_s": round(time.monotonic() - began, 1),
+            "cpu_s": round(time.process_time() - used, 1),
+            "requests": requests() - before[0],
+            "database_kib": round((database() - before[1]) / 1024),
+            "before_mib": round(before[2], 1),
+            "after_mib": round(largest(), 1),
+        }
 
-    before = began = used = 0.0
-    extraction()
-    wall, cpu, after = time.monotonic() - began, time.process_time() - used, largest()
+    made, cached = extraction(), extraction()
     (name,) = (Folder(base) / "extract_features").children()
     folder = Folder(base) / "extract_features" / name
     began = time.monotonic()
@@ -83,43 +109,33 @@ def drive(base: str, rows: int, engines: int) -> None:
     parsed = time.monotonic() - began
     assert artifact is not None
     assert artifact.counts["rows"] == rows
-    print(
-        json.dumps(
-            {
-                "rows": rows,
-                "engines": engines,
-                "before_mib": round(before, 1),
-                "after_mib": round(after, 1),
-                "wall_s": round(wall, 1),
-                "cpu_s": round(cpu, 1),
-                "files": len(artifact.files),
-                "record_mib": round(folder.size("artifact.json") / 2**20, 2),
-                "read_record_s": round(parsed, 2),
-            }
-        ),
-        flush=True,
-    )
+    print(json.dumps({"rows": rows, "shards": artifact.counts["shards"], "engines": engines, "made": made}))
+    told = {"files": len(artifact.files), "record_mib": round(folder.size("artifact.json") / 2**20, 2)}
+    print(json.dumps({**told, "read_record_s": round(parsed, 2), "cached": cached}), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, nargs="+", default=ROWS)
     parser.add_argument("--engines", type=int, default=1)
+    parser.add_argument("--shard-size", type=int, default=256)
+    parser.add_argument("--image-shard", type=int, default=1000)
     parser.add_argument("--only", choices=("build", "drive"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.only == "build":
-        build(arguments.folder, arguments.rows[0])
+        build(arguments.folder, arguments.rows[0], arguments.image_shard)
     elif arguments.only == "drive":
-        drive(arguments.folder, arguments.rows[0], arguments.engines)
+        drive(arguments.folder, arguments.rows[0], arguments.engines, arguments.shard_size)
     else:
         for rows in arguments.rows:
             base = tempfile.mkdtemp(prefix="bench-plan-")
             own = {"PREFECT_HOME": f"{base}/prefect", "PREFECT_LOGGING_LEVEL": "WARNING"}
             quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
-            slow = {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120"}
+            slow = {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120", "PREFECT_SERVER_METRICS_ENABLED": "true"}
             for only in ("build", "drive"):
                 words = ["--rows", str(rows), "--engines", str(arguments.engines), "--only", only, "--folder", base]
+                words += ["--shard-size", str(arguments.shard_size), "--image-shard", str(arguments.image_shard)]
                 subprocess.run([sys.executable, __file__, *words], check=True, env=os.environ | own | quiet | slow)
             shutil.rmtree(base)
 
