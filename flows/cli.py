@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from thinkdiff.flows import cli_compare, cli_plan
+from thinkdiff.flows import cli_compare, cli_plan, cli_store
 from thinkdiff.flows.cli_gallery import gallery
 from thinkdiff.schemas.artifact import STAGES, Artifact, Execution
 from thinkdiff.schemas.cobsat import CobsatPrompts
@@ -183,37 +183,8 @@ def show(artifact: Annotated[str, typer.Argument(help="start of a fingerprint")]
     typer.echo(find_artifact(root, artifact).model_dump_json(indent=1))
 
 
-@app.command()
-def verify(
-    root: Root = "runs",
-    deep: Annotated[bool, typer.Option("--deep", help="read and hash every byte again")] = False,
-) -> None:
-    """Checks that every artifact is whole; exit code 1 when one is not."""
-    from thinkdiff.storage.housekeeping import verify_root
-
-    checked, problems = verify_root(root, deep)
-    for problem in problems:
-        typer.echo(problem)
-    typer.echo(f"{checked} artifacts checked, {len(problems)} problems")
-    if problems:
-        raise typer.Exit(1)
-
-
-@app.command()
-def gc(
-    root: Root = "runs",
-    delete: Annotated[bool, typer.Option("--delete", help="remove what is listed; without it nothing changes")] = False,
-) -> None:
-    """Lists (or removes) what no record names: parts of broken runs, temporary files."""
-    from thinkdiff.storage.housekeeping import garbage, remove
-
-    found = garbage(root)
-    for name, size in found.items():
-        typer.echo(f"{size:>12} {name}")
-    if delete:
-        remove(root, found)
-    total = sum(found.values()) / 1e6
-    typer.echo(f"{len(found)} files, {total:.1f} MB {'removed' if delete else 'could be removed with --delete'}")
+for command in (cli_store.verify, cli_store.gc, cli_store.mirror):
+    app.command()(command)
 
 
 @app.command()

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
 from pydantic import ValidationError
 
-from thinkdiff.schemas.artifact import EVERY_STAGE, Artifact
+from thinkdiff.schemas.artifact import EVERY_STAGE, Artifact, Stage
 from thinkdiff.storage.disk import TEMPORARY
 from thinkdiff.storage.lease import LEASE
-from thinkdiff.storage.records import RECORD, altered_files, inconsistencies, missing_files, other_version
+from thinkdiff.storage.records import (
+    RECORD,
+    altered_files,
+    artifact_folder,
+    find_artifacts,
+    inconsistencies,
+    missing_files,
+    other_version,
+    with_ancestors,
+)  # fmt: skip
 from thinkdiff.storage.root import Folder
+
+ENDS: tuple[Stage, ...] = ("train_aligner", "score_cobsat", "score_gallery", "render_report", "render_gallery")
 
 
 def verify_root(root: str, deep: bool) -> tuple[int, list[str]]:
@@ -73,3 +87,62 @@ def remove(root: str, names: dict[str, int]) -> None:
     base = Folder.at(root)
     for name in names:
         base.delete(name)
+
+
+def unreferenced(root: str, days: float) -> list[Artifact]:
+    """Artifacts of which no aligner, score or page was made, older than so many days, and that nobody works on."""
+    everything = list(find_artifacts(root))
+    kept = with_ancestors((artifact for artifact in everything if artifact.stage in ENDS), root)
+    before = datetime.now(UTC) - timedelta(days=days)
+    return [
+        artifact
+        for artifact in everything
+        if (artifact.stage, artifact.fingerprint) not in kept
+        and made_before(artifact, before)
+        and not Folder(artifact.uri).exists(LEASE)
+    ]
+
+
+def made_before(artifact: Artifact, moment: datetime) -> bool:
+    """Whether an artifact says that it is older; one that says no time is not."""
+    try:
+        return datetime.fromisoformat(artifact.provenance.created).astimezone(UTC) < moment
+    except ValueError:
+        return False
+
+
+def drop(artifact: Artifact, root: str) -> None:
+    """Removes an artifact: the record first, so that a crash on the way leaves no record over lost data."""
+    folder = artifact_folder(root, artifact.stage, artifact.fingerprint)
+    folder.delete(RECORD)
+    folder.delete_all()
+
+
+def abandoned_uploads(root: str, days: float) -> list[dict[str, str]]:
+    """Multipart uploads below a root in a bucket that were begun so many days ago and neither ended nor given up.
+
+    Each has `Key` and `UploadId`. A store keeps, and bills, their parts, and lists them among no files.
+    """
+    folder = Folder.at(root)
+    if folder.scheme != "s3":
+        return []
+    bucket, _, prefix = folder.uri.removeprefix("s3://").partition("/")
+    before, found, marks = datetime.now(UTC) - timedelta(days=days), list[dict[str, str]](), dict[str, str]()
+    while True:
+        answer: dict[str, Any] = folder.fs.call_s3(
+            "list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/" if prefix else "", **marks
+        )
+        for upload in answer.get("Uploads", ()):
+            if upload["Initiated"] < before:
+                found.append({"Key": upload["Key"], "UploadId": upload["UploadId"]})
+        if not answer.get("IsTruncated"):
+            return found
+        marks = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer["NextUploadIdMarker"]}
+
+
+def give_up(root: str, uploads: list[dict[str, str]]) -> None:
+    """Ends multipart uploads, and with them their parts."""
+    folder = Folder.at(root)
+    bucket = folder.uri.removeprefix("s3://").partition("/")[0]
+    for upload in uploads:
+        folder.fs.call_s3("abort_multipart_upload", Bucket=bucket, **upload)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -211,3 +211,17 @@ def find_artifact(root: str, reference: str) -> Artifact:
         f"artifact: found {len(found)} under {root} that start with {reference!r}, expected exactly one. "
         "`thinkdiff artifacts` lists them."
     )
+
+
+def with_ancestors(artifacts: Iterable[Artifact], root: str) -> set[tuple[Stage, str]]:
+    """Stage and fingerprint of artifacts, of their parents, and so on, as far as records under a root name them."""
+    found, open_ones = set[tuple[Stage, str]](), list(artifacts)
+    while open_ones:
+        artifact = open_ones.pop()
+        if (key := (artifact.stage, artifact.fingerprint)) not in found:
+            found.add(key)
+            parents = (
+                read_record(artifact_folder(root, p.stage, p.fingerprint), Artifact) for p in artifact.parents.values()
+            )
+            open_ones += [parent for parent in parents if parent is not None]
+    return found

@@ -8,6 +8,7 @@ a model needs beside them is not known before it runs.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -36,6 +37,7 @@ from thinkdiff.tasks.plan_models import Models, named_models
 from thinkdiff.tasks.plan_time import is_the_papers
 from thinkdiff.tasks.plan_widths import Widths
 
+SHARDS = 50_000  # of a store, as tests/bench/RESULTS.md has it
 LARGE = 1e9  # parameters from which a model is not for a processor
 SMALL = 1e8  # bytes of an artifact below which nothing is said of it
 MUCH = 1e10  # bytes of artifacts beside which those that are not known may matter
@@ -77,6 +79,8 @@ def room_findings(jobs: Sequence[Job], run: Execution, models: Models, widths: W
     total, open_ones = 0, list[str]()
     for job in ahead:
         asked = bytes_of(job, jobs, run, widths)
+        if isinstance(job.spec, FeatureSpec):
+            yield from shards_finding(job.spec, rows_of(job, jobs))
         if asked is None:
             if job.spec.stage in ("fetch_images", "extract_features"):
                 open_ones.append(job.spec.stage)
@@ -95,6 +99,18 @@ def room_findings(jobs: Sequence[Job], run: Execution, models: Models, widths: W
         from huggingface_hub import constants
 
         yield space_finding("the hub's cache", constants.HF_HUB_CACHE, fetched, [])
+
+
+def shards_finding(spec: FeatureSpec, rows: int | None) -> Iterator[Finding]:
+    """Whether there are more shards than a record names at ease."""
+    shards = -(-(rows or 0) // spec.shard_size)
+    if shards > SHARDS:
+        size = 2 ** math.ceil(math.log2((rows or 0) / SHARDS))
+        yield Finding(
+            stage=spec.stage, what="shards", level="warns", found=f"{shards} of {spec.shard_size} rows",
+            expected=f"at most {SHARDS}",
+            todo=f"The driver's memory and the artifact's record grow with them; set features.shard_size={size}.",
+        )  # fmt: skip
 
 
 def size_text(size: float) -> str:

@@ -114,6 +114,15 @@ def test_plan_of_features_that_do_not_fit_the_disk_blocks(tmp_path: Path):
     assert "expected 458772.02 TB, and that of fetch_images, which is not known" in line  # 458,752 of it are numbers
 
 
+def test_plan_of_more_shards_than_a_record_names_at_ease_says_how_large_they_should_be(tmp_path: Path):
+    base = recipe("lvlm-paper")
+    spec = base.model_copy(update={"captions": base.captions.but(n=100_000_000)})
+    (line,) = found(planned(spec, "extract_features", Execution(root=str(tmp_path))), "shards")
+    assert line.startswith("warns: shards: found 390625 of 256 rows, expected at most 50000.")
+    assert line.endswith("set features.shard_size=2048.")
+    assert not found(planned(base, "extract_features", Execution(root=str(tmp_path))), "shards")
+
+
 def test_plan_counts_what_a_killed_run_has_left(tmp_path: Path):
     spec = recipe("lvlm-paper").queries
     assert spec is not None
