@@ -31,6 +31,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 POOL = "thinkdiff"
 SLOT = "gpu"
 SILENCE = timedelta(seconds=120)  # four heartbeats of PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30 and none came
+SETTLE = "housekeeping/settle-crashed"
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed")
 
 
@@ -85,7 +86,7 @@ def provision() -> None:
         deploy(client)
         slots = int(os.environ.get("THINKDIFF_GPU_SLOTS", "1"))
         client.upsert_global_concurrency_limit_by_name(SLOT, slots)
-        automations = [crash_automation()]
+        automations = [crash_automation(), settle_automation(client)]
         if url := os.environ.get("THINKDIFF_ALERT_URL"):
             automations.append(alert_automation(url))
         for automation in automations:
@@ -137,7 +138,7 @@ def deploy(client: SyncPrefectClient) -> None:
         sys.exit(f"provision: found that `prefect deploy` failed, expected it to end well.\n{done.stdout}{done.stderr}")
     root = os.environ.get("THINKDIFF_ROOT")
     for made in client.read_deployments(limit=200) if root else ():
-        if made.entrypoint and made.entrypoint.startswith("flows/thinkdiff_flow.py:"):
+        if "run" in made.parameter_openapi_schema.get("properties", {}):
             parameters = made.parameters | {"run": {"root": root}}
             client.update_deployment(made.id, DeploymentUpdate(parameters=parameters))
 
@@ -161,6 +162,28 @@ def crash_automation() -> AutomationCore:
             posture=Posture.Proactive,
             threshold=1,
             within=SILENCE,
+        ),
+        actions=actions,
+    )
+
+
+def settle_automation(client: SyncPrefectClient) -> AutomationCore:
+    """A run that crashes has its task runs set to Crashed, by a deployment; not a run of that deployment itself."""
+    from prefect.automations import AutomationCore, EventTrigger, Posture, ResourceSpecification, RunDeployment
+
+    made = client.read_deployment_by_name(SETTLE)
+    actions: list[Any] = [RunDeployment(source="selected", deployment_id=made.id)]
+    return AutomationCore(
+        name="thinkdiff: tasks of crashed runs crash",
+        trigger=EventTrigger(
+            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            match_related=ResourceSpecification(
+                {"prefect.resource.role": "flow", "prefect.resource.name": f"!{SETTLE.split('/')[0]}"}
+            ),
+            for_each={"prefect.resource.id"},
+            expect={"prefect.flow-run.Crashed"},
+            posture=Posture.Reactive,
+            threshold=1,
         ),
         actions=actions,
     )

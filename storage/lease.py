@@ -2,8 +2,8 @@
 
 The holder renews its lease file in a thread. Another run takes the lease over when the holder's process is dead (same
 host), or when the file has not changed for as long as the lease runs, watched by the newcomer's own clock, so that
-clocks of two hosts need not agree. Otherwise it is refused. Limit: two newcomers that take over the same dead lease
-at the same moment are told apart by reading back after a pause, not by a transaction.
+clocks of two hosts need not agree. Otherwise it waits, or is refused when it does not want to. Limit: two newcomers
+that take over the same dead lease at once are told apart by reading back after a pause, not by a transaction.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +24,8 @@ from thinkdiff.storage.root import Folder
 
 LEASE = "lease.json"
 SETTLE = 0.2
+WAIT = 1.0
+HELD: set[str] = set()  # tokens of this process; a lease of it with another one could not be given back to its store
 
 
 def process_start(pid: int) -> str | None:
@@ -40,11 +43,19 @@ def process_start(pid: int) -> str | None:
     return None if fields[0] == "Z" else fields[19]
 
 
-class Lease:
-    """Holds `lease.json` in a folder while the block runs. Raises LockedError when a live run holds it."""
+def named(holder: dict[str, Any]) -> str:
+    """Who holds a lease, as it is told."""
+    return f"process {holder.get('pid')} on {holder.get('host')}"
 
-    def __init__(self, folder: Folder, seconds: float) -> None:
-        self.folder, self.seconds = folder, seconds
+
+class Lease:
+    """Holds `lease.json` in a folder while the block runs.
+
+    When a live run holds it, `tell` is told who, and the lease waited for; without `tell` that raises LockedError.
+    """
+
+    def __init__(self, folder: Folder, seconds: float, tell: Callable[[str], object] | None = None) -> None:
+        self.folder, self.seconds, self.tell = folder, seconds, tell
         self.token = uuid.uuid4().hex
         self.lost = threading.Event()
         self._stop = threading.Event()
@@ -52,6 +63,31 @@ class Lease:
 
     def __enter__(self) -> Self:
         self.folder.check_writable()
+        HELD.add(self.token)
+        try:
+            self._take_or_wait()
+        except BaseException:
+            HELD.discard(self.token)
+            raise
+        self._thread = threading.Thread(target=self._renew, name="thinkdiff-lease", daemon=True)
+        self._thread.start()
+        return self
+
+    def _take_or_wait(self) -> None:
+        told = None
+        while True:
+            try:
+                return self._take()
+            except LockedError:
+                if self.tell is None:
+                    raise
+            holder = self._holder()
+            if holder and holder.get("token") != told:
+                told = holder.get("token")
+                self.tell(f"waits for {named(holder)}, which makes {self.folder.uri}")
+            time.sleep(WAIT)
+
+    def _take(self) -> None:
         # A PUT whose answer was lost is sent again and refused for what it wrote itself; hence the look at the token.
         if not self.folder.create(LEASE, self._body()) and self._holder().get("token") != self.token:
             self._wait_for_death()
@@ -59,15 +95,13 @@ class Lease:
             time.sleep(SETTLE)
             if self._holder().get("token") != self.token:
                 raise self._refusal(self._holder())
-        self._thread = threading.Thread(target=self._renew, name="thinkdiff-lease", daemon=True)
-        self._thread.start()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
         self._thread.join()
+        HELD.discard(self.token)
         if self._holder().get("token") == self.token:
             self.folder.delete(LEASE)
 
@@ -95,7 +129,8 @@ class Lease:
     def _wait_for_death(self) -> None:
         first = self._holder()
         if first.get("host") == socket.gethostname() and isinstance(first.get("pid"), int):
-            if process_start(first["pid"]) == first.get("started"):
+            alive = process_start(first["pid"]) == first.get("started")
+            if alive and (first["pid"] != os.getpid() or first.get("token") in HELD):
                 raise self._refusal(first)
             return
         try:
@@ -119,8 +154,7 @@ class Lease:
                 continue  # a passing fault of the store; the next renewal, or `check`, decides
 
     def _refusal(self, holder: dict[str, Any]) -> LockedError:
-        who = f"process {holder.get('pid')} on {holder.get('host')}"
         return LockedError(
-            f"{self.folder.uri}: found it being made by {who}, expected no other run of the same stage. Two writers "
-            f"would mix their parts; wait for that run, or stop it (its lease is then free within {self.seconds:g} s)."
+            f"{self.folder.uri}: found it being made by {named(holder)}, expected no other run of the same stage. "
+            f"Two writers would mix their parts; wait for that run, or stop it (its lease is then free within {self.seconds:g} s)."
         )

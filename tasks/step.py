@@ -6,8 +6,9 @@
     outcome = extract_features(run, spec, images)     # inside a flow; outcome.state is "Cached" or "Completed"
 
 The record is looked up first; when it is there the task ends in a state named `Cached` and the body never runs. Else
-the artifact's lease is taken, the body streams its files into `work.folder`, and the record is written last. Prefect's
-own result persistence is off: its records name their own deserialiser, and it sees neither lost data nor helpers.
+the artifact's lease is taken; a run that must wait for it, as another makes the artifact, then finds that one's. The
+body streams its files into `work.folder`, and the record is written last. Prefect's own result persistence is off: its
+records name their own deserialiser, and it sees neither lost data nor helpers.
 """
 
 from __future__ import annotations
@@ -228,7 +229,7 @@ class Step(Generic[P, A]):
         artifact = None if refresh else read_record(folder, self.kind)
         if artifact is not None and not self.reopen(run, artifact):
             return Completed(name="Cached", data=artifact, message=folder.uri)
-        with Lease(folder, run.lease) as lease:
+        with Lease(folder, run.lease, log.info) as lease:
             artifact = None if refresh else read_record(folder, self.kind)
             if artifact is not None:  # another run may have made it between the look-up and the lease
                 if not self.reopen(run, artifact):

@@ -252,9 +252,10 @@ def test_deploy_up_says_what_is_in_the_way(service: Service, changes: dict[str, 
 
 
 def test_deploy_deployments_write_into_the_bucket(service: Service) -> None:
-    found = service.ask("/deployments/filter")
-    assert len(found) == 8
-    assert {one["parameters"]["run"]["root"] for one in found} == {"s3://thinkdiff/runs"}
+    roots = {one["name"]: one["parameters"].get("run") for one in service.ask("/deployments/filter")}
+    assert roots.pop("settle-crashed") is None
+    assert len(roots) == 9
+    assert {root["root"] for root in roots.values()} == {"s3://thinkdiff/runs"}
 
 
 def test_deploy_job_template_of_kubernetes_makes_a_pool(service: Service) -> None:
@@ -335,11 +336,15 @@ def test_deploy_slot_of_a_killed_run_is_free_when_its_lease_has_run_out(
     assert "waits Completed" in (root / "waits.log").read_text()
 
 
-def test_deploy_killed_run_becomes_crashed_and_is_told(service: Service) -> None:
-    def state() -> str:
-        return next(run["state_name"] for run in service.runs() if "holds" in run["name"])
+def test_deploy_killed_run_becomes_crashed_with_its_tasks_and_is_told(service: Service) -> None:
+    def run() -> dict[str, Any]:
+        return next(run for run in service.runs() if "holds" in run["name"])
 
-    eventually(lambda: state() == "Crashed", 240, state)
+    eventually(lambda: run()["state_name"] == "Crashed", 240, lambda: run()["state_name"])
+    crashed = [("train_aligner", "Completed"), ("train_aligner", "Crashed")]
+    eventually(lambda: service.states(run()) == crashed, 120, lambda: str(service.states(run())))
+    ended = [state for one in service.runs() if one["flow_id"] != run()["flow_id"] for _, state in service.states(one)]
+    assert "Crashed" not in ended
     eventually(lambda: service.alerts, 60, lambda: "no alert")
     assert [told.split(": http")[0] for told in service.alerts] == ["thinkdiff: ['before', 'holds'] is Crashed"]
     assert service.env["PREFECT_API_URL"].removesuffix("/api") in service.alerts[0]

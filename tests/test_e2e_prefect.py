@@ -34,7 +34,7 @@ from thinkdiff.tasks.judge_questions import questions
 REPOSITORY = Path(__file__).resolve().parents[1]
 DEPLOYMENTS = {
     "sample-captions", "fetch-images", "extract-features", "train-aligner", "generate-media", "evaluate-cobsat",
-    "pipeline", "ablations", "gallery",
+    "pipeline", "ablations", "gallery", "settle-crashed",
 }  # fmt: skip
 Made = TypeVar("Made", MediaSet, Scorecard)
 
@@ -134,7 +134,7 @@ def service(tmp_path_factory):
 def test_e2e_prefect_deployments_differ_only_in_parameters(service):
     found = {d["name"]: d for d in api(service, "/deployments/filter")}
     assert set(found) == DEPLOYMENTS
-    assert len({d["entrypoint"] for d in found.values()}) == 2
+    assert len({d["entrypoint"] for d in found.values()}) == 3
     form = found["gallery"]["parameter_openapi_schema"]
     assert {"recipe", "folder", "beside", "spec", "run", "refresh"} <= set(form["properties"])
     form = found["pipeline"]["parameter_openapi_schema"]

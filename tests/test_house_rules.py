@@ -280,7 +280,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("stem", ["thinkdiff_flow", "import_media_flow", "gallery_flow", "recipes", "cli"])
+@pytest.mark.parametrize("stem", ["thinkdiff_flow", "import_media_flow", "gallery_flow", "settle_flow", "cli"])
 def test_flows_import_without_heavy_libraries(stem: str) -> None:
     heavy = "{'torch', 'torchvision', 'vllm', 'diffusers', 'transformers', 'zarr', 'pyarrow', 'matplotlib'}"
     program = f"import sys, thinkdiff.flows.{stem}; print(*sorted({heavy} & sys.modules.keys()))"

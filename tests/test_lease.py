@@ -109,6 +109,13 @@ def test_lease_is_given_back_when_the_work_fails(tmp_path: Path):
     assert not folder.exists(LEASE)
 
 
+def test_lease_that_this_process_could_not_give_back_is_free(tmp_path: Path):
+    folder = Folder(str(tmp_path))
+    held_by(folder, host=socket.gethostname(), pid=os.getpid(), started=process_start(os.getpid()))
+    with Lease(folder, 30.0) as lease:
+        lease.check()
+
+
 def test_process_start_tells_living_from_dead():
     own = process_start(os.getpid())
     assert own is not None

@@ -6,7 +6,6 @@ import json
 import logging
 import multiprocessing
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +15,6 @@ from prefect import flow
 from thinkdiff.schemas.aligner import AlignerCheckpoint, AlignerSpec
 from thinkdiff.schemas.artifact import Execution, Model
 from thinkdiff.schemas.captions import CaptionSet, CaptionSpec, Collection
-from thinkdiff.schemas.errors import LockedError
 from thinkdiff.storage.lease import Lease
 from thinkdiff.storage.root import Folder
 from thinkdiff.tasks.step import Made, Work, step
@@ -111,28 +109,43 @@ def test_step_root_that_was_moved_is_still_cached(tmp_path):
     assert states(Execution(root=str(tmp_path / "there"))) == ["Cached", "Cached"]
 
 
-def hold(folder: str, seconds: float, ready) -> None:
-    with Lease(Folder.at(folder), seconds):
+def hold(folder: str, seconds: float, ready, go) -> None:
+    place = Folder.at(folder)
+    record = place.read("artifact.json")
+    place.delete("artifact.json")
+    with Lease(place, seconds):
         ready.set()
-        time.sleep(60)
+        go.wait(60)
+        place.write("artifact.json", record)
 
 
-def test_step_second_run_at_once_is_refused_and_a_killed_holder_is_not_in_the_way(tmp_path):
+@pytest.mark.parametrize(("end", "parent"), [("killed", "Completed"), ("done", "Cached")])
+def test_step_second_run_at_once_waits_for_the_first(tmp_path, end, parent):
+    class Ends(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if f"waits for process {holder.pid}" in record.getMessage():
+                heard.append(record)
+                holder.kill() if end == "killed" else go.set()
+
     run = Execution(root=str(tmp_path))
     uri = both(run)[0][2]
-    (Path(uri) / "artifact.json").unlink()
     spawn = multiprocessing.get_context("spawn")
-    ready = spawn.Event()
-    holder = spawn.Process(target=hold, args=(uri, 30.0, ready))
+    ready, go = spawn.Event(), spawn.Event()
+    heard: list[logging.LogRecord] = []
+    ends = Ends()
+    holder = spawn.Process(target=hold, args=(uri, 30.0, ready, go))
     holder.start()
+    logging.getLogger("prefect.task_runs").addHandler(ends)
     try:
         assert ready.wait(60)
-        with pytest.raises(LockedError, match="being made by process"):
-            both(run)
+        CALLS.clear()
+        assert states(run) == [parent, "Cached"]
     finally:
+        logging.getLogger("prefect.task_runs").removeHandler(ends)
         holder.kill()
         holder.join()
-    assert states(run) == ["Completed", "Cached"]
+    assert len(heard) == 1
+    assert CALLS == ["parent"] * (end == "killed")
 
 
 @step(CaptionSet)
