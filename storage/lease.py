@@ -156,5 +156,6 @@ class Lease:
     def _refusal(self, holder: dict[str, Any]) -> LockedError:
         return LockedError(
             f"{self.folder.uri}: found it being made by {named(holder)}, expected no other run of the same stage. "
-            f"Two writers would mix their parts; wait for that run, or stop it (its lease is then free within {self.seconds:g} s)."
+            f"Two writers would mix their parts; wait for that run, or stop it; its lease is then free within "
+            f"{self.seconds:g} s."
         )
