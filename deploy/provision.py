@@ -138,7 +138,7 @@ def deploy(client: SyncPrefectClient) -> None:
         sys.exit(f"provision: found that `prefect deploy` failed, expected it to end well.\n{done.stdout}{done.stderr}")
     root = os.environ.get("THINKDIFF_ROOT")
     for made in client.read_deployments(limit=200) if root else ():
-        if "run" in made.parameter_openapi_schema.get("properties", {}):
+        if "run" in (made.parameter_openapi_schema or {}).get("properties", {}):
             parameters = made.parameters | {"run": {"root": root}}
             client.update_deployment(made.id, DeploymentUpdate(parameters=parameters))
 
@@ -172,7 +172,7 @@ def settle_automation(client: SyncPrefectClient) -> AutomationCore:
     from prefect.automations import AutomationCore, EventTrigger, Posture, ResourceSpecification, RunDeployment
 
     made = client.read_deployment_by_name(SETTLE)
-    actions: list[Any] = [RunDeployment(source="selected", deployment_id=made.id)]
+    actions: list[Any] = [RunDeployment(deployment_id=made.id, parameters=None, job_variables=None)]
     return AutomationCore(
         name="thinkdiff: tasks of crashed runs crash",
         trigger=EventTrigger(

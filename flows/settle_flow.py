@@ -34,7 +34,7 @@ def unsettled(client: SyncPrefectClient) -> list[TaskRun]:
     """A page of the task runs that have not ended and whose flow run is Crashed."""
     going = [kind.value for kind in StateType if kind not in TERMINAL_STATES]
     return client.read_task_runs(
-        flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": ["CRASHED"]}}}),
-        task_run_filter=TaskRunFilter.model_validate({"state": {"type": {"any_": going}}}),
+        flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": ["CRASHED"]}, "name": None}}),
+        task_run_filter=TaskRunFilter.model_validate({"state": {"type": {"any_": going}, "name": None}}),
         limit=PAGE,
     )

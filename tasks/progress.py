@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
+from httpx import HTTPError
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.context import FlowRunContext
 from prefect.exceptions import MissingContextError
@@ -28,6 +30,15 @@ def run_logger(name: str) -> Any:
         return logging.getLogger(f"thinkdiff.{name}")
 
 
+@contextmanager
+def told(log: Any) -> Iterator[None]:
+    """A stage does not fail because the Prefect server cannot be told how far it is; the log says so."""
+    try:
+        yield
+    except HTTPError as error:
+        log.warning("the Prefect server was not told: %s", error)
+
+
 class Progress:
     """Counts `done` of `total` units; use as a context manager and call `advance`."""
 
@@ -43,7 +54,8 @@ class Progress:
         self._artifact: Any = None
         if FlowRunContext.get():
             key = f"{self.stage.replace('_', '-')}-progress"
-            self._artifact = create_progress_artifact(0.0, key=key, description=f"{self.total} {self.unit}")
+            with told(self.log):
+                self._artifact = create_progress_artifact(0.0, key=key, description=f"{self.total} {self.unit}")
         if self._terminal:
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
@@ -91,7 +103,8 @@ class Progress:
         """Shows a page beside the progress in the UI, in the place of an earlier one of that name."""
         if self._artifact is not None:
             key = f"{self.stage.replace('_', '-')}-{name}"
-            create_markdown_artifact(markdown, key=key, description=self.line())
+            with told(self.log):
+                create_markdown_artifact(markdown, key=key, description=self.line())
 
     def rate(self) -> float:
         """Units per second of this run."""
@@ -107,4 +120,5 @@ class Progress:
     def _show_artifact(self) -> None:
         if self._artifact is not None:
             share = min(100.0, 100.0 * self.done / max(self.total, 1))
-            update_progress_artifact(self._artifact, progress=share, description=self.line())
+            with told(self.log):
+                update_progress_artifact(self._artifact, progress=share, description=self.line())

@@ -51,7 +51,7 @@ from thinkdiff.storage.lease import LEASE, Lease
 from thinkdiff.storage.records import RECORD, artifact_folder, read_record, write_record
 from thinkdiff.storage.root import Folder
 from thinkdiff.tasks import metrics
-from thinkdiff.tasks.progress import Progress, run_logger
+from thinkdiff.tasks.progress import Progress, run_logger, told
 from thinkdiff.tasks.provenance import provenance
 from thinkdiff.tasks.relay import relayed
 from thinkdiff.tasks.slots import gpu_slot
@@ -245,7 +245,8 @@ class Step(Generic[P, A]):
             lease.check()
             write_record(artifact)
             made.after()
-        create_markdown_artifact(page(artifact, made.page), key=self.name.replace("_", "-"), description=folder.uri)
+        with told(log):
+            create_markdown_artifact(page(artifact, made.page), key=self.name.replace("_", "-"), description=folder.uri)
         log.info("%s: made %s (%s)", self.name, folder.uri, ", ".join(f"{k} {v}" for k, v in made.counts.items()))
         return Completed(data=artifact, message=folder.uri)
 
