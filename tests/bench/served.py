@@ -130,10 +130,14 @@ def keys(root: str) -> list[str] | None:
 
 def records(root: str) -> dict[str, dict[str, Any]]:
     """The records of the artifacts of a root, by stage and fingerprint."""
-    name, _, prefix = root.removeprefix("s3://").partition("/")
     wanted = [key for key in keys(root) or () if key.endswith("/artifact.json")]
-    bodies = {key: bucket().get_object(Bucket=name, Key=f"{prefix}/{key}")["Body"].read() for key in wanted}
-    return {key.removesuffix("/artifact.json"): json.loads(body) for key, body in bodies.items()}
+    return {key.removesuffix("/artifact.json"): json.loads(read(f"{root}/{key}")) for key in wanted}
+
+
+def read(url: str) -> bytes:
+    """An object of the bucket."""
+    name, _, key = url.removeprefix("s3://").partition("/")
+    return bucket().get_object(Bucket=name, Key=key)["Body"].read()
 
 
 def family(pid: int) -> list[psutil.Process]:
