@@ -73,7 +73,7 @@ def test_tables_list_the_stages_and_the_recipes() -> None:
 
 def test_deployments_are_those_of_prefect_yaml() -> None:
     deployments = yaml.safe_load((REPOSITORY / "deploy" / "prefect.yaml").read_text())["deployments"]
-    flows = {"flows/settle_flow.py:settle": "housekeeping"}
+    flows = {"thinkdiff.flows.settle_flow:settle": "housekeeping"}
     names = [f"{flows.get(made['entrypoint'], 'thinkdiff')}/{made['name']}" for made in deployments]
     assert table("With a Prefect server") == names
     assert set(re.findall(r"deployment run (\S+)", "\n".join(LINES))) <= set(table("With a Prefect server"))

@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import os
 import random
 import re
 import shutil
@@ -45,11 +46,11 @@ KINDS = {
 PARTS = {"server killed": "server", "PostgreSQL killed": "postgres", "SeaweedFS killed": "s3"}
 REPORT = "report.html"
 RAY = "Ray node killed"
-ENGINES = ("vllm", "transformers")  # every third run has the first, which starts a process of its own
+ENGINES = ("vllm", "transformers")  # every fifth run has the first, which starts a process of its own
 SPANS = {"frozen for 20 s": 20.0, "disk full for 20 s": 20.0, "network gone for 30 s": 30.0}
 ENDED = ("Completed", "Failed", "Crashed", "Cancelled")
 PER_RUN = 5
-GIVES_UP, STUCK = 900.0, 300.0
+GIVES_UP, STUCK = 600.0, 300.0
 
 
 @dataclass
@@ -97,7 +98,7 @@ class Chaos:
     def begin(self, number: int, ray: bool) -> None:
         """Starts a run with a root of its own."""
         self.root = f"s3://thinkdiff/chaos{number}"
-        self.engine = ENGINES[number % 3 != 0]
+        self.engine = ENGINES[number % 5 != 0]
         more: dict[str, Any] = {"checkpoint_every": 10, "engine": self.engine}
         if ray:
             more |= {"runner": "ray", "runner_address": self.cluster(), "engines": 2}
@@ -146,9 +147,11 @@ class Chaos:
 
     def strike(self, fault: Fault) -> Callable[[], object] | None:
         """Waits for the fault's moment and does it. Returns what undoes it, or none where nothing is to undo."""
+        end = time.monotonic() + GIVES_UP
         while (now := self.whole()) is None or now < fault.position:
             if self.ended():
                 self.look(fault)
+            assert time.monotonic() < end, f"{now} artifacts, never {fault.position}"
             time.sleep(0.1)
         if now == fault.position:
             time.sleep(fault.moment * self.gaps[self.engine][fault.position])
@@ -271,21 +274,29 @@ class Chaos:
             time.sleep(1)
         return [f"{one['name']} stays {one['state']['name']}" for one in left]
 
+    def hit(self, fault: Fault, last: bool) -> None:
+        """A fault, and the user's doings until it is recovered from, or the run has ended if it is the last."""
+        undo = self.strike(fault)
+        began = time.monotonic() - SPANS.get(fault.kind, 0.0)
+        if undo is not None:
+            undo()
+            fault.did.append("made room")
+        self.recover(fault, began)
+        if last:
+            self.finish(fault)
+            if fault.stage == TASKS[-1]:
+                fault.seconds = round(time.monotonic() - began, 1)
+
     def one_run(self, number: int, faults: list[Fault]) -> list[str]:
         """A run and its faults, to its good end. Returns what is wrong."""
         self.begin(number, ray=any(fault.kind == RAY for fault in faults))
         for fault in faults:
             fault.run = number
-            undo = self.strike(fault)
-            began = time.monotonic() - SPANS.get(fault.kind, 0.0)
-            if undo is not None:
-                undo()
-                fault.did.append("made room")
-            self.recover(fault, began)
-            if fault is faults[-1]:
-                self.finish(fault)
-                if fault.stage == TASKS[-1]:
-                    fault.seconds = round(time.monotonic() - began, 1)
+            try:
+                self.hit(fault, last=fault is faults[-1])
+            except AssertionError as error:
+                print(f"run {number}: given up: {error}", flush=True)
+                return [f"run {number}: {error}"]
             with (self.folder / "faults.jsonl").open("a") as file:
                 file.write(json.dumps(asdict(fault)) + "\n")
             print(f"run {number}: {fault.kind} {fault.target} in {fault.stage}, {fault.seconds} s, did {fault.did}, "
@@ -333,6 +344,7 @@ def main() -> None:
     arguments = parser.parse_args()
     served.isolated()
     arguments.folder.mkdir(parents=True, exist_ok=True)
+    os.environ.update(RAY_AUTH_MODE="disabled", RAY_ENABLE_UV_RUN_RUNTIME_ENV="0")
     kinds = [kind for kind in arguments.kinds if kind != RAY or importlib.util.find_spec("prefect_ray")]
     plan = drawn(arguments.faults, kinds, random.Random(arguments.seed))
     began, wrong = time.monotonic(), []

@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from test_e2e_deploy import SMALL, Service
+from test_e2e_deploy import SMALL, Service, free_ports
 
 from thinkdiff.flows.cli import assign
 from thinkdiff.flows.recipes import mini
@@ -57,6 +57,8 @@ def served(folder: Path, **settings: str) -> Iterator[Service]:
     subprocess.run(["mkfs.ext4", "-q", "-m", "0", "-F", str(image)], check=True)
     subprocess.run(["mount", "-o", "loop", str(image), str(state)], check=True)
     service = Service(state, {"THINKDIFF_STATE": str(state), "THINKDIFF_PYTHON": sys.executable, **settings})
+    names = ("THINKDIFF_PORT", "THINKDIFF_POSTGRES_PORT", "THINKDIFF_S3_PORT")
+    service.settings.update(zip(names, map(str, free_ports()), strict=True))  # by which SeaweedFS names sockets in /tmp
     try:
         done = service.up()
         assert done.returncode == 0, done.stdout + done.stderr

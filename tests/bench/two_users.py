@@ -25,6 +25,7 @@ from served import SIZES, Service, family, keys, parameters, records
 from test_e2e_deploy import TASKS
 
 USER = Path(__file__).resolve().parent.parent / "slot_user.py"
+ENGINE = "transformers"  # the quickest to start
 WRONG: list[str] = []
 
 
@@ -47,18 +48,18 @@ def together(service: Service, *given: str) -> list[str]:
         runs = list(pool.map(lambda one: served.start(service, one), given))
     for run in runs:
         while (now := served.state(service, run)) is None or now[0] not in ("Completed", "Failed", "Crashed"):
-            check(time.monotonic() - began < 900, f"{run} has not ended: {now}")
-            if WRONG:
-                break
+            assert time.monotonic() - began < 900, f"{run} has not ended: {now}"
             time.sleep(1)
-        check(now is not None and now[0] == "Completed", f"{run} ended in {now}")
+        assert now[0] == "Completed", f"{run} ended in {now}"
     return runs
 
 
 def tasks(service: Service, run: str) -> list[dict[str, Any]]:
     """The tasks of a run: name, state, begin, end, and what they logged with the time."""
     wanted = {"flow_runs": {"id": {"any_": [run]}}, "sort": "EXPECTED_START_TIME_ASC"}
-    logs = service.ask("/logs/filter", {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC"})
+    asked, logs = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC"}, list[dict[str, Any]]()
+    while page := service.ask("/logs/filter", asked | {"offset": len(logs)}):
+        logs += page
     return [
         {
             "name": one["name"].rsplit("-", 1)[0], "state": one["state"]["name"],
@@ -66,6 +67,7 @@ def tasks(service: Service, run: str) -> list[dict[str, Any]]:
             "said": [(seconds(log["timestamp"]), log["message"]) for log in logs if log["task_run_id"] == one["id"]],
         }
         for one in service.ask("/task_runs/filter", wanted)
+        if not one["name"].startswith("plan-")
     ]  # fmt: skip
 
 
@@ -77,9 +79,9 @@ def said(task: dict[str, Any], words: str) -> float | None:
 def same_run(service: Service) -> None:
     """One user alone, then two at once, each time in a root of its own."""
     roots = [f"s3://thinkdiff/{name}" for name in ("alone", "both")]
-    together(service, parameters(roots[0]))
+    together(service, parameters(roots[0], engine=ENGINE))
     began = time.monotonic()
-    runs = together(service, parameters(roots[1]), parameters(roots[1]))
+    runs = together(service, *[parameters(roots[1], engine=ENGINE)] * 2)
     took, made = time.monotonic() - began, records(roots[1])
     by_user = [tasks(service, run) for run in runs]
     print(f"the same run twice, {took:.0f} s\n| stage | made by | the other waited, s |\n|---|---|---|")
@@ -104,7 +106,7 @@ def same_run(service: Service) -> None:
 def one_slot(service: Service) -> None:
     """Two runs that share their parents and differ in their aligner, on one slot."""
     root = "s3://thinkdiff/slot"
-    given = [parameters(root, SIZES | {"aligner.seed": seed}, gpu_slot="gpu") for seed in (1, 2)]
+    given = [parameters(root, SIZES | {"aligner.seed": seed}, gpu_slot="gpu", engine=ENGINE) for seed in (1, 2)]
     began = time.monotonic()
     runs = together(service, *given)
     print(f"two runs on one slot, {time.monotonic() - began:.0f} s\n| user | stage | state | waited for a run, s | "
