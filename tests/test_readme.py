@@ -50,7 +50,7 @@ def test_two_commands_set_up_a_fresh_machine() -> None:
 
 
 def test_ci_runs_the_test_command_as_the_readme_has_it() -> None:
-    assert (REPOSITORY / ".ci" / "run").read_text().splitlines()[-1] == SETUP[1]
+    assert SETUP[1] in (REPOSITORY / ".ci" / "run").read_text().splitlines()
 
 
 @pytest.mark.parametrize("line", COMMANDS, ids=lambda line: line.split()[1])
