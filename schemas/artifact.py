@@ -208,8 +208,8 @@ class Parent(Frozen):
     """A parent as the child saw it."""
 
     stage: Stage
-    fingerprint: str
-    digest: str = Field(description="content digest that entered the child's fingerprint")
+    fingerprint: str = Field(pattern="^[0-9a-f]{32}$")
+    digest: str = Field(pattern="^[0-9a-f]{64}$", description="content digest that entered the child's fingerprint")
     uri: str
 
 

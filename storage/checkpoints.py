@@ -21,7 +21,7 @@ from thinkdiff.schemas.aligner import AlignerCheckpoint
 from thinkdiff.schemas.artifact import FileEntry
 from thinkdiff.schemas.errors import InputError, StoreError
 from thinkdiff.storage.parts import Part, PartLog
-from thinkdiff.storage.records import checked_bytes, verified_bytes
+from thinkdiff.storage.records import checked_bytes, checked_object, verified_bytes
 from thinkdiff.storage.root import Folder
 
 Tensors = dict[str, npt.NDArray[Any]]
@@ -78,12 +78,7 @@ def save_aligner(
 
 def load_aligner(artifact: AlignerCheckpoint) -> tuple[Tensors, dict[str, Any]]:
     """Weights and configuration of a trained aligner. Raises StoreError when they are lost or altered."""
-    try:
-        config = json.loads(checked_bytes(artifact, CONFIG))
-    except (ValueError, RecursionError):
-        config = None
-    if not isinstance(config, dict):
-        raise StoreError(f"{artifact.path(CONFIG)}: found no JSON object, expected the aligner's configuration.")
+    config = checked_object(artifact, CONFIG)
     return read_tensors(checked_bytes(artifact, WEIGHTS), artifact.path(WEIGHTS)), config
 
 

@@ -122,7 +122,7 @@ class Lease:
     def _holder(self) -> dict[str, Any]:
         try:
             body = json.loads(self.folder.read(LEASE))
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, RecursionError):
             return {}
         return body if isinstance(body, dict) else {}
 

@@ -162,6 +162,25 @@ def checked_bytes(artifact: Artifact, name: str) -> bytes:
     return verified_bytes(Folder(artifact.uri), entry)
 
 
+def checked_object(artifact: Artifact, name: str) -> dict[str, Any]:
+    """The JSON object of a listed file. Raises StoreError when it is missing, altered or none."""
+    try:
+        found = json.loads(checked_bytes(artifact, name))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise foreign(artifact, name)
+    return found
+
+
+def foreign(artifact: Artifact, name: str) -> StoreError:
+    """The sentence for a file whose bytes are those recorded and that its stage would not have written."""
+    return StoreError(
+        f"{artifact.path(name)}: found no JSON of {artifact.stage}, expected what that stage writes. Another program "
+        "wrote it; re-run the stage with --refresh."
+    )
+
+
 def verified_bytes(folder: Folder, entry: FileEntry) -> bytes:
     """The bytes of a file, verified against its entry. Raises StoreError when it is missing or altered."""
     data = b""

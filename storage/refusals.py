@@ -24,6 +24,17 @@ def readable(path: str) -> Iterator[None]:
         ) from error
 
 
+def scheme_of(uri: str) -> str:
+    """The scheme of a URL. Raises RootError, without repeating it, for a URL with a user or a password in it."""
+    scheme, _, rest = uri.partition("://")
+    if "@" in rest.split("/", 1)[0]:
+        raise RootError(
+            f"root: found a user or a password in a URL of {scheme:.20}, expected none. Records and logs repeat it; "
+            "put credentials where the client looks for them (for s3 the AWS variables and files)."
+        )
+    return scheme
+
+
 def unwritable(uri: str, error: Exception) -> RootError:
     """The sentence for a root that refused a write."""
     return RootError(

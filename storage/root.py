@@ -25,7 +25,7 @@ from thinkdiff.schemas.errors import RootError, StoreError, ThinkDiffError
 from thinkdiff.storage import disk
 from thinkdiff.storage.bucket import Bucket, Settings, bucket_of, patience, settings
 from thinkdiff.storage.disk import TEMPORARY, Buffers, Octets
-from thinkdiff.storage.refusals import expired, precondition_failed, readable, s3fs_code, unwritable
+from thinkdiff.storage.refusals import expired, precondition_failed, readable, s3fs_code, scheme_of, unwritable
 
 CHUNK = 1 << 22
 T = TypeVar("T")
@@ -46,11 +46,11 @@ class Folder:
     def at(uri: str) -> Folder:
         """The folder of a path or URL, made absolute.
 
-        Raises RootError for a scheme without a filesystem and for empty parts.
+        Raises RootError for a scheme without a filesystem, for empty parts and for a password.
         """
+        scheme = scheme_of(uri)
         if "://" not in uri:
             return Folder(os.path.abspath(os.path.expanduser(uri)))
-        scheme = uri.split("://", 1)[0]
         if scheme == "file":
             return Folder(os.path.abspath(uri.removeprefix("file://")))
         empty = (
@@ -63,7 +63,7 @@ class Folder:
     @staticmethod
     def source(uri: str) -> Folder:
         """A folder that is only read, of any scheme that fsspec knows. Raises RootError for one that it does not."""
-        scheme = uri.split("://", 1)[0]
+        scheme = scheme_of(uri)
         if "://" not in uri or scheme in ("file", "s3", "memory"):
             return Folder.at(uri)
         if scheme not in fsspec.available_protocols():

@@ -75,7 +75,7 @@ def prepared(spec: AlignerSpec, run: Execution, features: FeatureStore, folder: 
         with loading(vlm):
             from transformers import AutoTokenizer
 
-            tokenizer = AutoTokenizer.from_pretrained(vlm)
+            tokenizer = AutoTokenizer.from_pretrained(vlm, trust_remote_code=False)
     held = source(features, spec.features)
     data = FeatureBatches(spec, held, tokenizer, t5.tokens, ranks.rank, ranks.world, run.micro_batch)
     if spec.steps and not len(data.training_rows):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from thinkdiff.tasks.models import complete, loading
+from thinkdiff.tasks.models import SAFE, complete, loading
 
 if TYPE_CHECKING:
     import torch
@@ -28,9 +28,11 @@ class ClipText:
         with loading(place):
             import transformers
 
-            loaded = getattr(transformers, kind).from_pretrained(place, dtype=dtype, output_loading_info=True)
+            loaded = getattr(transformers, kind).from_pretrained(place, dtype=dtype, output_loading_info=True, **SAFE)
             self.model: Any = complete(place, loaded).to(device).eval().requires_grad_(False)
-            self.tokenizer: Any = transformers.CLIPTokenizer.from_pretrained(f"{path}/tokenizer{number}")
+            self.tokenizer: Any = transformers.CLIPTokenizer.from_pretrained(
+                f"{path}/tokenizer{number}", trust_remote_code=False
+            )
         self.device = device
 
     def __call__(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:

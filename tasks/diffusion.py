@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from thinkdiff.schemas.errors import InputError, ModelError, SpecError
 from thinkdiff.storage.root import Folder
-from thinkdiff.tasks.models import complete, loading, require_files
+from thinkdiff.tasks.models import SAFE, complete, loading, require_files
 from thinkdiff.tasks.offload import offloaded
 
 if TYPE_CHECKING:
@@ -233,11 +233,13 @@ class Decoder(ABC):
         assert index.get("_class_name") in self.pipelines, "open_decoder knows the family"
         kind = getattr(diffusers, index["_class_name"])
         name, part = self.denoiser
-        loaded = getattr(diffusers, part).from_pretrained(denoiser_path, dtype=self.held, output_loading_info=True)
+        loaded = getattr(diffusers, part).from_pretrained(
+            denoiser_path, dtype=self.held, output_loading_info=True, use_safetensors=True
+        )
         absent = [name for name, found in index.items() if isinstance(found, list) and found[:1] == [None]]
         given = dict.fromkeys((*absent, *self.left_out)) | {name: complete(denoiser_path, loaded)}
         more = {"requires_safety_checker": False} if "requires_safety_checker" in index else {}
-        pipeline = kind.from_pretrained(self.path, dtype=self.held, **given, **more)
+        pipeline = kind.from_pretrained(self.path, dtype=self.held, **given, **more, **SAFE)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from thinkdiff.schemas.errors import ModelError
 from thinkdiff.tasks.judge import Seen, Subject, Wanted, picture
-from thinkdiff.tasks.models import complete, loading, require_files
+from thinkdiff.tasks.models import SAFE, complete, loading, require_files
 
 THING = "object"
 
@@ -32,10 +32,10 @@ class ClassifyingJudge:
             from transformers import AutoImageProcessor, AutoModelForImageClassification
 
             loaded = AutoModelForImageClassification.from_pretrained(
-                path, dtype=torch.float32, output_loading_info=True
+                path, dtype=torch.float32, output_loading_info=True, **SAFE
             )
             self.model: Any = complete(path, loaded).to(device).eval().requires_grad_(False)
-            self.processor: Any = AutoImageProcessor.from_pretrained(path)
+            self.processor: Any = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
         self.device = device
         self.groups = label_groups(path, self.model.config.id2label)
 

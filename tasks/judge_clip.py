@@ -13,7 +13,7 @@ from typing import Any
 
 from thinkdiff.schemas.cobsat import Family
 from thinkdiff.tasks.judge import Seen, Subject, Wanted, family_of, picture
-from thinkdiff.tasks.models import complete, loading, require_files
+from thinkdiff.tasks.models import SAFE, complete, loading, require_files
 
 
 class NearestJudge:
@@ -25,9 +25,9 @@ class NearestJudge:
             import torch
             from transformers import AutoProcessor, CLIPModel
 
-            loaded = CLIPModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+            loaded = CLIPModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True, **SAFE)
             self.model: Any = complete(path, loaded).to(device).eval().requires_grad_(False)
-            self.processor: Any = AutoProcessor.from_pretrained(path)
+            self.processor: Any = AutoProcessor.from_pretrained(path, trust_remote_code=False)
         self.device, self.families = device, families
         self._texts: dict[str, Any] = {}
 

@@ -18,10 +18,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from thinkdiff.schemas.artifact import Execution, Model
-from thinkdiff.schemas.errors import ModelError, SpecError
+from thinkdiff.schemas.errors import ModelError, SpecError, ThinkDiffError
 from thinkdiff.storage.root import Folder
 
 DIGEST = "sha256:"
+# For every `from_pretrained` of weights: no pickle is read; code that a folder brings is neither run nor asked about.
+SAFE: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
 
 
 def model_path(model: Model, run: Execution, patterns: Sequence[str] | None = None) -> str:
@@ -69,11 +71,23 @@ def folder_revision(path: str | Path) -> str:
     return DIGEST + digest.hexdigest()
 
 
+def json_object(file: Path) -> dict[str, Any]:
+    """The JSON object of a model's file. Raises ModelError when it holds none."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise ModelError(f"model {file.parent}: found no JSON object in {file.name}, expected one. Fetch it again.")
+    return found
+
+
 def hidden_size(path: str | Path) -> int:
     """The width of a language model's states, from the folder's `config.json`."""
     require_files(path, ["config.json"])
-    config = json.loads(Folder.at(str(path)).read("config.json"))
-    width = config.get("text_config", {}).get("hidden_size") or config.get("hidden_size")
+    config = json_object(Path(path) / "config.json")
+    text = config.get("text_config")
+    width = (text.get("hidden_size") if isinstance(text, dict) else None) or config.get("hidden_size")
     if not isinstance(width, int):
         raise ModelError(
             f"model {path}: found no hidden_size in config.json, expected a language model's configuration."
@@ -97,8 +111,6 @@ def loading(path: str | Path, library: Literal["transformers", "diffusers"] = "t
 
     Import the library inside: torchvision, which it imports in turn, is prepared before.
     """
-    from safetensors import SafetensorError
-
     from thinkdiff.tasks.qwen_engine import prepare_torchvision
 
     prepare_torchvision()
@@ -108,9 +120,9 @@ def loading(path: str | Path, library: Literal["transformers", "diffusers"] = "t
     logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, ModelError):
-            raise
+    except ThinkDiffError:
+        raise
+    except Exception as error:  # the parsers of strangers' files raise what they happen to, tokenizers a bare Exception
         reason = str(error).strip().split("\n")[0].rstrip(".") or "no reason given"
         raise ModelError(
             f"model {path}: found it not loadable ({type(error).__name__}: {reason:.200}), expected a whole "

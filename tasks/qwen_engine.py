@@ -33,6 +33,7 @@ import numpy as np
 from thinkdiff.schemas.errors import EngineError, InputError, ModelError
 from thinkdiff.schemas.features import TokenKind
 from thinkdiff.schemas.scores import Conversation
+from thinkdiff.tasks.models import json_object
 from thinkdiff.tasks.qwen_chat import Generation, Request, Sampling, check_requests
 from thinkdiff.tasks.qwen_wire import Wire
 
@@ -307,7 +308,8 @@ def check_model(model_path: str | os.PathLike[str]) -> None:
     missing = [name for name, patterns in wanted.items() if not any(next(folder.glob(p), None) for p in patterns)]
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        named = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        weights = json_object(index).get("weight_map")
+        named = sorted(set(map(str, weights.values()))) if isinstance(weights, dict) else ["weights in its index"]
         missing += [name for name in named if not (folder / name).is_file()]
     for name in missing:
         raise ModelError(
@@ -331,10 +333,10 @@ def weights_size(path: Path) -> int | None:
             return None
         try:
             tensors: dict[str, Any] = json.loads(file.read(length))
-        except ValueError:
+            ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
+            return 8 + length + max(ends, default=0)
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
             return None
-    ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
-    return 8 + length + max(ends, default=0)
 
 
 def is_small(model_path: str) -> bool:

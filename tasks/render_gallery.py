@@ -5,7 +5,6 @@ This file reads: prompts, pictures, videos, similarities. How they look is in `g
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -25,12 +24,12 @@ def render_gallery(
     """Reads what the page shows and writes the page."""
     from thinkdiff.storage.gallery_tables import read_list, read_similarities
     from thinkdiff.storage.media_files import MediaReader
-    from thinkdiff.storage.records import checked_bytes
+    from thinkdiff.storage.records import checked_object
     from thinkdiff.tasks.gallery_numbers import by_prompt, markdown
     from thinkdiff.tasks.gallery_page import Wall, page
     from thinkdiff.tasks.similarity import CLIP_I, CLIP_T
 
-    tables = json.loads(checked_bytes(scores, "scores.json"))
+    tables = checked_object(scores, "scores.json")
     values: dict[tuple[str, str], dict[str, float]] = {}
     for (system, _, prompt, measure), value in by_prompt(read_similarities(scores)).items():
         values.setdefault((system, prompt), {})[measure] = value

@@ -7,8 +7,6 @@ cached.
 
 from __future__ import annotations
 
-import json
-
 from thinkdiff.schemas.aligner import AlignerCheckpoint
 from thinkdiff.schemas.captions import CaptionSet
 from thinkdiff.schemas.features import FeatureSet
@@ -38,7 +36,7 @@ def render_report(
     `variants` are scorecards by `condition, seed N`, `trained` the aligners; of some there are no pictures. `others`
     are the scorecards of other systems by name.
     """
-    from thinkdiff.storage.records import checked_bytes, spec_of
+    from thinkdiff.storage.records import checked_object, spec_of
     from thinkdiff.tasks.cobsat import tasks
     from thinkdiff.tasks.published import comparable
     from thinkdiff.tasks.report_confusion import confusions
@@ -62,7 +60,7 @@ def render_report(
     queries = parent(work.run.root, media, "queries", FeatureSet)
     asked = benchmark(queries)
     order = [task.name for task in tasks(asked)]
-    losses = json.loads(checked_bytes(aligner, "losses.json"))
+    losses = checked_object(aligner, "losses.json")
     evidence = read_evidence(media, scores)
     cards = Cards(work.run.root, work.run.data_root, asked, media, evidence, work.log)
     cards.join(others)

@@ -6,9 +6,10 @@ is written.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
+
+from pydantic import ValidationError
 
 from thinkdiff.schemas.aligner import AlignerCheckpoint
 from thinkdiff.schemas.artifact import Artifact
@@ -22,7 +23,7 @@ from thinkdiff.storage.feature_store import FeatureReader
 from thinkdiff.storage.image_pieces import PicturedRows, PieceReader
 from thinkdiff.storage.image_shards import read_pictures
 from thinkdiff.storage.media_files import MediaReader
-from thinkdiff.storage.records import artifact_folder, checked_bytes, read_record, spec_of
+from thinkdiff.storage.records import artifact_folder, checked_bytes, checked_object, foreign, read_record, spec_of
 from thinkdiff.storage.root import Folder
 from thinkdiff.storage.score_tables import Verdict, read_prompts, read_readings, read_second_verdicts, read_verdicts
 from thinkdiff.tasks.cobsat import Prompt, display, image_path, prompts
@@ -58,8 +59,15 @@ def benchmark(queries: FeatureSet) -> CobsatPrompts:
 
 
 def read_scores(card: Scorecard, order: list[str]) -> Scores:
-    """A scorecard's `scores.json` as cells, its tasks in the order of the benchmark."""
-    stored = json.loads(checked_bytes(card, "scores.json"))
+    """A scorecard's `scores.json` as cells, its tasks in the order of the benchmark. Raises StoreError."""
+    try:
+        return cells_of(checked_object(card, "scores.json"), order)
+    except (LookupError, TypeError, ValueError, AttributeError):
+        raise foreign(card, "scores.json") from None
+
+
+def cells_of(stored: dict[str, Any], order: list[str]) -> Scores:
+    """What `scores.json` holds, as cells."""
     cells: dict[tuple[str, int, str], Cell] = {}
     tasks: set[str] = set()
     shots_found: set[int] = set()
@@ -76,9 +84,12 @@ def read_scores(card: Scorecard, order: list[str]) -> Scores:
 
 
 def read_losses(aligner: AlignerCheckpoint) -> dict[str, list[float]]:
-    """The losses of every step, and those on held-out rows."""
-    found = json.loads(checked_bytes(aligner, "losses.json"))
-    return {"training": found["training"], "validation": [loss for _, loss in found["validation"]]}
+    """The losses of every step, and those on held-out rows. Raises StoreError."""
+    found = checked_object(aligner, "losses.json")
+    try:
+        return {"training": found["training"], "validation": [loss for _, loss in found["validation"]]}
+    except (LookupError, TypeError, ValueError):
+        raise foreign(aligner, "losses.json") from None
 
 
 def read_answers(features: FeatureSet, images: ImageSet, count: int) -> list[Spoken]:
@@ -92,10 +103,13 @@ def read_answers(features: FeatureSet, images: ImageSet, count: int) -> list[Spo
 
 
 def read_statistics(features: FeatureSet) -> FeatureStatistics | None:
-    """The statistics beside a feature set; None where it was made before there were any."""
+    """The statistics beside a feature set; None where it was made before there were any. Raises StoreError."""
     if not features.names(STATISTICS):
         return None
-    return FeatureStatistics.model_validate_json(checked_bytes(features, STATISTICS))
+    try:
+        return FeatureStatistics.model_validate_json(checked_bytes(features, STATISTICS))
+    except ValidationError:
+        raise foreign(features, STATISTICS) from None
 
 
 def read_evidence(media: MediaSet, scores: Scorecard) -> Evidence:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from thinkdiff.schemas.errors import ModelError
 from thinkdiff.tasks.judge import picture
-from thinkdiff.tasks.models import complete, loading, require_files
+from thinkdiff.tasks.models import SAFE, complete, loading, require_files
 
 Rows = npt.NDArray[np.float32]
 CLIP_I, CLIP_T, DINO = "CLIP-I", "CLIP-T", "DINO"
@@ -33,9 +33,9 @@ class Clip:
             import torch
             from transformers import AutoProcessor, CLIPModel
 
-            loaded = CLIPModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+            loaded = CLIPModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True, **SAFE)
             self.model: Any = complete(path, loaded).to(device).eval().requires_grad_(False)
-            self.processor: Any = AutoProcessor.from_pretrained(path)
+            self.processor: Any = AutoProcessor.from_pretrained(path, trust_remote_code=False)
         self.device = device
 
     def images(self, pictures: Sequence[bytes]) -> Rows:
@@ -73,16 +73,16 @@ class Dino:
             import torch
             from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
-            kind = AutoConfig.from_pretrained(path).model_type
+            kind = AutoConfig.from_pretrained(path, trust_remote_code=False).model_type
             if kind not in ("vit", "dinov2", "dinov2_with_registers"):
                 raise ModelError(
                     f"model {path}: found a model of type {kind!r:.60}, expected a ViT of DINO or DINOv2. Name "
                     "facebook/dino-vits16 or the like."
                 )
             more = {"add_pooling_layer": False} if kind == "vit" else {}
-            loaded = AutoModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True, **more)
+            loaded = AutoModel.from_pretrained(path, dtype=torch.float32, output_loading_info=True, **more, **SAFE)
             self.model: Any = complete(path, loaded).to(device).eval().requires_grad_(False)
-            self.processor: Any = AutoImageProcessor.from_pretrained(path)
+            self.processor: Any = AutoImageProcessor.from_pretrained(path, trust_remote_code=False)
         self.device = device
 
     def images(self, pictures: Sequence[bytes]) -> Rows:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from thinkdiff.schemas.errors import ModelError
-from thinkdiff.tasks.models import complete, loading, require_files
+from thinkdiff.tasks.models import SAFE, complete, loading, require_files
 
 UNSEEN = -1e9  # added to a score that must not count
 ALIGNED = 8  # lengths that the fused attention kernels of a GPU want a multiple of
@@ -82,9 +82,9 @@ class T5Decoder:
         with loading(path):
             from transformers import AutoTokenizer, T5ForConditionalGeneration
 
-            loaded = T5ForConditionalGeneration.from_pretrained(path, dtype=dtype, output_loading_info=True)
+            loaded = T5ForConditionalGeneration.from_pretrained(path, dtype=dtype, output_loading_info=True, **SAFE)
             model: Any = complete(path, loaded)
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         self._hold(model.to(dtype), device, encoder)
 
     @classmethod

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from thinkdiff.tasks.models import complete, loading, require_files
+from thinkdiff.tasks.models import SAFE, complete, loading, require_files
 
 MAX_TOKENS = 512  # of FLUX's own pipeline, where a decoder names no other; a longer text is cut
 
@@ -31,9 +31,9 @@ class T5Encoder:
             self.device, self.precision = device, precision
             # On a GPU the weights are held as they compute; on a CPU autocast does the same to small models.
             held = torch.bfloat16 if precision == "bfloat16" and device != "cpu" else torch.float32
-            loaded = T5EncoderModel.from_pretrained(path, dtype=held, output_loading_info=True)
+            loaded = T5EncoderModel.from_pretrained(path, dtype=held, output_loading_info=True, **SAFE)
             self.model: Any = complete(path, loaded).to(device).eval().requires_grad_(False)
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
     @property
     def width(self) -> int:

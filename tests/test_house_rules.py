@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib.metadata
 import importlib.util
+import math
 import os
 import re
 import shutil
@@ -44,11 +45,19 @@ PLAIN = sys.stdlib_module_names | {"pydantic", "thinkdiff"}
 # The authors' checkpoint layout is what torch.save writes; reading it back runs nothing.
 SAVES = {"tasks/aligner_files.py"}
 PICKLES = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+RUN_PICKLES = {"read_pickle", "to_pickle", "unsafe_load", "full_load"}
 TOP = {"pyproject.toml", "README.md", "AGENTS.md", "CHANGELOG.md", "LICENSE", "deploy", "tests", *LEVELS}
 NESTED = {"deploy/mini", "tests/bench"}
 CEILING = 400
 # Folders of one machine; spelled so that this file does not break its own rule.
 PLACES = re.compile(r"(?<![\w.])/" + r"(?:work|opt|root)/")
+# Secrets by the form that their makers give them, URLs with a password, and long words that no one has written by hand.
+SECRETS = re.compile(
+    r"-----BEGIN [A-Z ]*PRIVATE KEY|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bgh[opsur]_\w{30}|\bgithub_pat_\w{20}|\bglpat-\w{15}"
+    r"|\bhf_[A-Za-z]{30}|\bsk-[\w-]{20}|\bxox[abprs]-\w{9}|\bAIza[\w-]{30}|\beyJ[\w-]{10,}\.eyJ"
+    r"|://[^\s/:@{}$\"']+:[^\s/@{}$\"'<]+@|(?P<long>[\w+/-]{24,})"
+)
+HARMLESS = {"://a:b@", "://user:secret@"}  # of tests, which look what becomes of them
 
 
 def repository_files() -> list[str]:
@@ -133,6 +142,27 @@ def call_breaches(name: str, tree: ast.AST) -> Iterator[str]:
             yield f"{name}:{node.lineno} calls {called}: it writes a pickle"
         if values.get("allow_pickle", "False") != "False":
             yield f"{name}:{node.lineno} calls {called}: allow_pickle runs a pickle"
+        if called.split(".")[-1] in RUN_PICKLES or (called == "yaml.load" and "Safe" not in values.get("Loader", "")):
+            yield f"{name}:{node.lineno} calls {called}: it runs what a file says"
+        if called in ("eval", "exec", "compile", "__import__") and not all(
+            isinstance(a, ast.Constant) for a in node.args
+        ):
+            yield f"{name}:{node.lineno} calls {called}: nothing here runs text"
+        if values.get("trust_remote_code", "False") != "False":
+            yield f"{name}:{node.lineno} calls {called}: it runs code that a model's folder brings"
+        safe = values.get(None) == "SAFE" or {"use_safetensors", "trust_remote_code"} & values.keys()
+        if room_of(name) == "tasks" and isinstance(node.func, ast.Attribute) and node.func.attr == "from_pretrained":
+            if not safe:
+                yield f"{name}:{node.lineno} calls {called}: without SAFE it may read a pickle or ask for code"
+
+
+def is_secret(match: re.Match[str]) -> bool:
+    """Whether what SECRETS has found is one: of long words, those with letters of both kinds and digits in no order."""
+    if not (word := match["long"]):
+        return match[0] not in HARMLESS
+    odds = [word.count(sign) / len(word) for sign in set(word)]
+    mixed = all(re.search(kind, word) for kind in ("[a-z]", "[A-Z]", "[0-9].*[0-9].*[0-9].*[0-9]"))
+    return mixed and -sum(odd * math.log2(odd) for odd in odds) > 4
 
 
 def decorated(tree: ast.AST, decorator: str) -> list[str]:
@@ -196,6 +226,11 @@ def test_python_files_break_no_rule() -> None:
         ("tasks/x.py", "import torch\ntorch.save({}, 'a')", "tasks/x.py:3 calls torch.save: it writes a pickle"),
         ("tasks/aligner_files.py", "import torch\ntorch.load('a')", "tasks/aligner_files.py:3 calls torch.load"),
         ("storage/x.py", "import numpy\nnumpy.load('a', allow_pickle=True)", "allow_pickle runs a pickle"),
+        ("storage/x.py", "import pandas\npandas.read_pickle('a')", "it runs what a file says"),
+        ("storage/x.py", "import yaml\nyaml.load('a', Loader=yaml.Loader)", "it runs what a file says"),
+        ("tasks/x.py", "def f(text):\n    return eval(text)", "tasks/x.py:3 calls eval: nothing here runs text"),
+        ("tasks/x.py", "def f(a, path):\n    a.from_pretrained(path)", "without SAFE it may read a pickle"),
+        ("tasks/x.py", "def f(a, b):\n    a.load(b, trust_remote_code=b)", "it runs code that a model's folder brings"),
         ("tasks/flux.py", "@step(A)\ndef flux(): ...", "one stage, one file"),
         ("tasks/fetch_images.py", "@step(A)\ndef a(): ...\n@step(A)\ndef b(): ...", "one stage, one file"),
         ("flows/x.py", "@flow(name='x')\ndef x(): ...", "ends in _flow.py"),
@@ -264,6 +299,32 @@ def test_files_speak_of_no_one_machine() -> None:
             if place := PLACES.search(line):
                 found.append(f"{name}:{number} names {place[0]}")
     assert not found, "\n" + "\n".join(found)
+
+
+def secrets(text: str) -> list[str]:
+    """Lines that look like a secret, with their number, and the secret as far as it tells nothing."""
+    numbered = enumerate(text.splitlines(), 1)
+    return [f"{n}: {m[0][:6]}…" for n, line in numbered for m in SECRETS.finditer(line) if is_secret(m)]
+
+
+def test_files_hold_no_secret() -> None:
+    files = [
+        REPOSITORY / name for name in repository_files() if not name.endswith((".safetensors", ".png", ".parquet"))
+    ]
+    found = {path: secrets(path.read_text(errors="replace")) for path in files if path.is_file()}
+    assert not {str(path): lines for path, lines in found.items() if lines}
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "-----BEGIN RSA " + "PRIVATE KEY-----", "AKIA" + "Q3" * 8, "ghp_" + "a1B2c3" * 6, "hf_" + "AbCdEf" * 6,
+        "s3://key:" + "hunter2@host/b", "wJalrXUtnFEMI/K7MDENG/" + "bPxRfiCYzz3VhQ9tLk8s", "sk-proj-" + "a1B2" * 8,
+    ],
+)  # fmt: skip
+def test_secrets_finds_the_planted_one_and_does_not_repeat_it(secret: str) -> None:
+    (line,) = secrets(f"nothing\nkey = '{secret}'\n{'0123456789abcdef' * 4} a_long_name_in_the_house_2_3_4_5\n")
+    assert line in (f"2: {secret[:6]}…", "2: ://key…")
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
