@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The S3 server of deploy/up.sh and deploy/compose.yaml: SeaweedFS in one process, with two identities.
+# The S3 server of deploy/up.sh and deploy/compose.yaml: SeaweedFS in one process, with three identities.
 #
-# `admin` may do anything; `thinkdiff`, that of runs, may read, write and list the bucket and nothing else. In from the
-# environment: S3_ADMIN_SECRET, S3_SECRET, and where they differ from the defaults below S3_HOST, S3_PORT, S3_FOLDER,
-# BUCKET, WEED. Only S3's port is open to others than this machine; the inner ones, and those 10,000 above, are not.
+# `admin` may do anything; `thinkdiff`, that of runs, may read, write and list the bucket and nothing else; `reader` may
+# read and list it. In from the environment: S3_ADMIN_SECRET, S3_SECRET, S3_READER_SECRET (without it there is no reader),
+# and where they differ from the defaults below S3_HOST, S3_PORT, S3_FOLDER, BUCKET, WEED. Only S3's port is open to others than this machine; the inner ones, and those 10,000 above, are not.
 set -euo pipefail
 umask 077
 host=${S3_HOST:-0.0.0.0}
@@ -11,11 +11,15 @@ port=${S3_PORT:-8333}
 folder=${S3_FOLDER:-/data}
 bucket=${BUCKET:-thinkdiff}
 
+reader=
+[ -z "${S3_READER_SECRET:-}" ] || reader=',
+  {"name": "reader", "credentials": [{"accessKey": "reader", "secretKey": "'$S3_READER_SECRET'"}],
+   "actions": ["Read:'$bucket'", "List:'$bucket'"]}'
 cat >"$folder/identities.json" <<END
 {"identities": [
   {"name": "admin", "credentials": [{"accessKey": "admin", "secretKey": "$S3_ADMIN_SECRET"}], "actions": ["Admin"]},
   {"name": "thinkdiff", "credentials": [{"accessKey": "thinkdiff", "secretKey": "$S3_SECRET"}],
-   "actions": ["Read:$bucket", "Write:$bucket", "List:$bucket", "Tagging:$bucket"]}
+   "actions": ["Read:$bucket", "Write:$bucket", "List:$bucket"]}$reader
 ]}
 END
 mkdir -p "$folder/data"

@@ -7,7 +7,7 @@
 #
 # Settings and their defaults are in deploy/README.md. All state lies in one folder, THINKDIFF_STATE. Passwords are
 # made at the first start, kept there in `secrets` (mode 0600) and printed nowhere; `client.env`, of the same mode,
-# is what a shell or another worker sources to use the service.
+# is what a shell or another worker sources to use the service; `reader.env` is for those who only read artifacts.
 set -euo pipefail
 umask 077
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -73,12 +73,12 @@ lay_state() {
     as_postgres test -x "$state" ||
         fail "state: found a folder $state that the user $postgres_user cannot pass through, expected one it can." \
             "Set THINKDIFF_STATE to a folder whose parents let others through."
-    if [ ! -f "$state/secrets" ]; then
-        for name in postgres_password s3_admin_secret s3_secret prefect_password; do
-            echo "$name=$(head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n')"
-        done >"$state/secrets.new"
-        mv "$state/secrets.new" "$state/secrets"
-    fi
+    [ ! -f "$state/secrets" ] || cp "$state/secrets" "$state/secrets.new"
+    for name in postgres_password s3_admin_secret s3_secret s3_reader_secret prefect_password; do
+        grep -qs "^$name=" "$state/secrets" ||
+            echo "$name=$(head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n')" >>"$state/secrets.new"
+    done
+    mv "$state/secrets.new" "$state/secrets"
     . "$state/secrets"
     cat >"$state/client.env" <<END
 PREFECT_API_URL=http://$url_host:$port/api
@@ -90,6 +90,13 @@ DO_NOT_TRACK=1
 AWS_ENDPOINT_URL=http://$url_host:$s3_port
 AWS_ACCESS_KEY_ID=thinkdiff
 AWS_SECRET_ACCESS_KEY=$s3_secret
+AWS_DEFAULT_REGION=us-east-1
+THINKDIFF_ROOT=$root
+END
+    cat >"$state/reader.env" <<END
+AWS_ENDPOINT_URL=http://$url_host:$s3_port
+AWS_ACCESS_KEY_ID=reader
+AWS_SECRET_ACCESS_KEY=$s3_reader_secret
 AWS_DEFAULT_REGION=us-east-1
 THINKDIFF_ROOT=$root
 END
@@ -191,7 +198,8 @@ start_s3() {
         must_be_free $((s3_port + inner)) THINKDIFF_S3_PORT SeaweedFS
     done
     (
-        export S3_ADMIN_SECRET=$s3_admin_secret S3_SECRET=$s3_secret S3_HOST=$host S3_PORT=$s3_port
+        export S3_ADMIN_SECRET=$s3_admin_secret S3_SECRET=$s3_secret S3_READER_SECRET=$s3_reader_secret
+        export S3_HOST=$host S3_PORT=$s3_port
         export S3_FOLDER=$state/s3 BUCKET=$bucket WEED=$weed
         launch s3 "$here/seaweedfs.sh"
     )

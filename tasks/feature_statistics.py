@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thinkdiff.schemas.features import OUTLIER, FeatureStatistics, Spread
-from thinkdiff.tasks.report_markup import grid
+from thinkdiff.tasks.report_markup import code, grid
 
 if TYPE_CHECKING:
     from thinkdiff.storage.feature_store import FeatureReader, FeatureRow
@@ -128,7 +128,7 @@ def markdown(found: FeatureStatistics, shown: Sequence[FeatureRow]) -> str:
         f"An end token came in {found.ended:.1%} of {found.rows:,} rows; {found.tokens_per_row:.1f} tokens a row. "
         f"Below, {found.sampled_rows:,} of them."
     )
-    answers = grid(["asked", "said"], [[f"{row.prompt!r:.200}", f"{row.text!r:.300}"] for row in shown])
+    answers = grid(["asked", "said"], [[code(row.prompt, 200), code(row.text, 300)] for row in shown])
     return "\n\n".join([said, numbers, outlier_sentence(found, most=8), answers])
 
 

@@ -16,6 +16,7 @@ from thinkdiff.schemas.artifact import Execution
 from thinkdiff.schemas.captions import CaptionSet
 from thinkdiff.schemas.errors import InputError
 from thinkdiff.schemas.images import ImageSet, ImageSpec
+from thinkdiff.tasks.report_markup import code
 from thinkdiff.tasks.step import Made, Work, step
 
 SHOWN = 20
@@ -77,5 +78,5 @@ def split(numbers: Sequence[int], parts: int) -> list[Sequence[int]]:
 
 def reasons_table(reasons: Counter[str]) -> str:
     """The most frequent reasons as a table in markdown."""
-    rows = [f"| {reason.replace('|', '/')} | {count} |" for reason, count in reasons.most_common(SHOWN)]
+    rows = [f"| {code(reason, 200)} | {count} |" for reason, count in reasons.most_common(SHOWN)]
     return "\n".join(["| why there is no picture | rows |", "|---|---|", *rows]) if rows else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from thinkdiff.schemas.errors import SpecError
 from thinkdiff.schemas.gallery import GalleryInputs, GallerySource
+from thinkdiff.tasks.report_markup import code
 from thinkdiff.tasks.step import Made, Work, step
 
 PART = 64
@@ -42,5 +43,5 @@ def gather_gallery(work: Work, spec: GallerySource) -> Made:
             "with_words": sum(bool(prompt.text) for prompt in files.prompts),
         },
         note=f"gallery of {files.folder.uri}",
-        page="\n".join(f"- {p.name} ({p.kind}): {', '.join(p.images)} {p.text}" for p in files.prompts[:10]),
+        page="\n".join(f"- {p.name} ({p.kind}): {code(' '.join(p.images))} {code(p.text)}" for p in files.prompts[:10]),
     )

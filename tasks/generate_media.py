@@ -21,6 +21,7 @@ from thinkdiff.schemas.errors import InputError
 from thinkdiff.schemas.features import FeatureSet
 from thinkdiff.schemas.media import MediaSet, MediaSpec, Method
 from thinkdiff.tasks.models import compute_device, model_path
+from thinkdiff.tasks.report_markup import code
 from thinkdiff.tasks.step import Made, Work, step
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def generate_media(work: Work, spec: MediaSpec, queries: FeatureSet, aligner: Al
         files=tuple(files),
         counts={"prompts": len(prompts), "pictures": total} | ({"videos": total} if painter.video else {}),
         stats={"methods": list(spec.methods)},
-        page="\n".join(f"- {prompt.task}, {prompt.shots} shots: {prompt.answer!r:.120}" for prompt in prompts[:10]),
+        page="\n".join(f"- {prompt.task}, {prompt.shots} shots: {code(prompt.answer, 120)}" for prompt in prompts[:10]),
     )
 
 

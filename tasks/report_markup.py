@@ -75,6 +75,12 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def code(words: str, most: int = 100) -> str:
+    """A stranger's words in markdown, as code on one line: no part of them is markup, a link or a picture."""
+    said = " ".join(words.split()).replace("`", "'").replace("|", "/")[:most]
+    return f"`{said}`" if said else ""
+
+
 def grid(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A markdown table; a bar in a cell would end it."""
     lines = [[str(cell).replace("|", "\\|") for cell in row] for row in (head, *rows)]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from thinkdiff.schemas.captions import CaptionSet, CaptionSpec
 from thinkdiff.schemas.errors import InputError
+from thinkdiff.tasks.report_markup import code
 from thinkdiff.tasks.step import Made, Work, step
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def sample_captions(work: Work, spec: CaptionSpec) -> Made:
         ),
         counts=counts(splits, tallies, drawn, malformed.counts.total()),
         stats=statistics(tallies, drawn, caption, malformed.counts),
-        page="\n".join(f"- `{text[:100]}` ({name})" for text, name in zip(*examples(caption, drawn), strict=True)),
+        page="\n".join(f"- {code(text)} ({name})" for text, name in zip(*examples(caption, drawn), strict=True)),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from thinkdiff.tasks.report_markup import code
 from thinkdiff.tasks.trackers import Tracker
 
 TRACK_EVERY = 10  # steps
@@ -89,10 +90,5 @@ class TrainingWatch:
 
 def readings_table(event: dict[str, Any]) -> str:
     """What the VLM went on to say, and what the T5 reads in the features before it."""
-    rows = [f"| {cell(row['expected'])} | {cell(row['read'])} |" for row in event["rows"]]
+    rows = [f"| {code(row['expected'], 1000)} | {code(row['read'], 1000)} |" for row in event["rows"]]
     return "\n".join([f"Read back at step {event['step']}:", "", "| the VLM | the T5 |", "|---|---|", *rows])
-
-
-def cell(text: str) -> str:
-    """A text in a markdown table."""
-    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())

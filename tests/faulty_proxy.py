@@ -27,6 +27,8 @@ How = Literal[
     "500",  # InternalError
     "503",  # SlowDown
     "expired",  # 403, ExpiredToken
+    "skewed",  # 403, RequestTimeTooSkewed
+    "unsigned",  # 403, SignatureDoesNotMatch
     "hang",  # no answer
     "reset",  # the connection is reset before the answer
     "cut",  # it is reset in mid-body
@@ -37,7 +39,10 @@ How = Literal[
     "lost",  # the server does what it was told, and the connection is reset instead of its answer
 ]
 When = Callable[[int, int], bool]
-REFUSALS = {"500": (500, "InternalError"), "503": (503, "SlowDown"), "expired": (403, "ExpiredToken")}
+REFUSALS = {
+    "500": (500, "InternalError"), "503": (503, "SlowDown"), "expired": (403, "ExpiredToken"),
+    "skewed": (403, "RequestTimeTooSkewed"), "unsigned": (403, "SignatureDoesNotMatch"),
+}  # fmt: skip
 HOP = ("connection", "keep-alive", "expect", "transfer-encoding", "content-length")
 PATIENCE = 30.0
 

@@ -21,7 +21,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import service_attacks
 from browser import CHROMIUM, Browser, text
 
 from thinkdiff.flows.cli import assign
@@ -227,17 +227,16 @@ def test_deploy_up_a_second_time_starts_nothing_and_no_secret_is_told(
     assert {path.name: path.read_text() for path in (service.state / "pids").iterdir()} == pids
     assert set(pids) == {"s3", "server", "worker"}
     told = again.stdout + again.stderr + "".join(log.read_text() for log in (service.state / "logs").iterdir())
-    assert len(secrets) == 4
+    assert len(secrets) == 5
     assert not [name for name, secret in secrets.items() if len(secret) < 32 or secret in told]
-    for name in ("secrets", "client.env", "s3/identities.json"):
+    for name in ("secrets", "client.env", "reader.env", "s3/identities.json"):
         assert (service.state / name).stat().st_mode & 0o077 == 0
     assert killed[0].poll() is None
     assert service.up("status").stdout.split() == "postgres runs s3 runs server runs worker runs".split()
 
 
 def test_deploy_server_lets_nobody_in_without_the_password(service: Service) -> None:
-    with pytest.raises(urllib.error.HTTPError, match="401"):
-        service.ask("/flows/filter", login="thinkdiff:wrong")
+    service_attacks.ask_without_the_password(service)
 
 
 @pytest.mark.parametrize(
@@ -289,6 +288,18 @@ def test_deploy_stages_tell_a_collector_how_long_they_took(service: Service) -> 
             seconds[names["stage"], names["state"]] = point.sum
     assert {(stage, state) for stage in STAGES for state in ("Completed", "Cached")} <= set(seconds)
     assert seconds["train_aligner", "Completed"] > seconds["train_aligner", "Cached"]
+
+
+def test_deploy_hostile_collection_fails_row_by_row_and_the_worker_lives(service: Service, tmp_path: Path) -> None:
+    service_attacks.fetch_hostile_collection(service, tmp_path)
+    if CHROMIUM is not None:
+        with Browser(tmp_path, patience=120) as page:
+            service_attacks.show_hostile_pages(service, page)
+    assert service.up("status").returncode == 0
+
+
+def test_deploy_reader_and_strangers_change_nothing_in_the_bucket(service: Service) -> None:
+    service_attacks.only_read(service)
 
 
 def test_deploy_ui_runs_the_pipeline_by_clicks_and_shows_its_report(service: Service, tmp_path: Path) -> None:
@@ -352,6 +363,10 @@ def test_deploy_killed_run_becomes_crashed_with_its_tasks_and_is_told(service: S
     eventually(lambda: service.alerts, 60, lambda: "no alert")
     assert [told.split(": http")[0] for told in service.alerts] == ["thinkdiff: ['before', 'holds'] is Crashed"]
     assert service.env["PREFECT_API_URL"].removesuffix("/api") in service.alerts[0]
+
+
+def test_deploy_secrets_are_in_no_log_object_or_answer(service: Service) -> None:
+    service_attacks.find_secrets(service)
 
 
 def test_deploy_down_stops_all_of_it_and_keeps_the_data(service: Service) -> None:

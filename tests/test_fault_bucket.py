@@ -231,6 +231,14 @@ def test_an_upload_that_fails_for_good_is_refused_and_what_was_committed_stays(
     assert finish(folder).digest == whole.digest
 
 
+@pytest.mark.parametrize(("how", "code"), [("skewed", "RequestTimeTooSkewed"), ("unsigned", "SignatureDoesNotMatch")])
+def test_a_wrong_clock_or_key_is_named_and_not_tried_again(proxy: FaultyProxy, folder: Folder, how: How, code: str):
+    for ask in (lambda: folder.write("x", b""), lambda: folder.read("x"), folder.sizes):
+        with proxy.fault(how, when=always) as fault:
+            assert code in refused(ask)
+        assert fault.struck == 1
+
+
 def test_a_create_whose_answer_was_lost_is_no_other_writers(proxy: FaultyProxy, folder: Folder):
     with proxy.fault("lost", method="PUT") as fault:
         folder.create("file", b"ours")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -207,6 +208,17 @@ def test_a_record_whose_parent_lies_in_another_root_is_a_miss(tmp_path: Path) ->
     )  # so it would be
     folder.write(RECORD, media.model_dump_json().replace(f'"{foreign.fingerprint}"', f'"{climbing}"').encode())
     assert read_record(folder, MediaSet) is None
+
+
+def test_the_page_of_threats_names_tests_that_exist() -> None:
+    here = Path(__file__).parent
+    page = (here.parent / "deploy" / "THREATS.md").read_text()
+    known = {path.stem for path in here.glob("test_*.py")}
+    known |= set(re.findall(r"^def (test_\w+)", (here / "test_e2e_deploy.py").read_text(), re.MULTILINE))
+    named = re.findall(r"`(test_\w+)(…?)`", page)
+    assert len(named) > 30
+    lost = [name for name, more in named if not any(n == name or (more and n.startswith(name)) for n in known)]
+    assert not lost
 
 
 def test_a_record_of_a_hundred_megabytes_is_a_miss(tmp_path: Path) -> None:
