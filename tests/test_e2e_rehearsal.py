@@ -118,16 +118,24 @@ def test_e2e_rehearsal_of_lvlm_paper_goes_through_all_seven_stages_to_a_report(p
 
 
 def test_e2e_rehearsal_of_clip_paper_goes_through_all_its_stages_to_a_page(place: list[str], tmp_path: Path):
-    for name in ("a.png", "b.png"):
+    folder, others = tmp_path / "gallery", ["--beside", str(tmp_path / "beside")]
+    for name in ("gallery/a.png", "gallery/b.png", "beside/other/said.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(png(name))
-    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, PROMPTS)))
-    ours = [*place, *settings(ON_GALLERY), "--folder", str(tmp_path)]
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, PROMPTS)))
+    ours = [*place, *settings(ON_GALLERY), "--folder", str(folder)]
     plan = printed("plan", "clip-paper", *ours)
-    result = printed("gallery", "clip-paper", *ours)
-    made = [line["stage"] for line in result["stages"]]
+    result = printed("gallery", "clip-paper", *ours, *others)
+    made = [line["stage"] for line in result["stages"] if line["role"] != "pictures of other"]
     assert sorted(made) == sorted([*plan["ahead"], *plan["cached"]])
     assert set(made) == {*STAGES[:5], "gather_gallery", "score_gallery", "render_gallery"}
     assert {line["state"] for line in result["stages"][2:]} == {"Completed"}  # the pictures are those of the other test
+    (trained,) = [Path(line["uri"]) for line in result["stages"] if line["role"] == "ThinkDiff-CLIP"]
+    assert json.loads((trained / "config.json").read_text())["kind"] == "clip"
+    systems = {"ThinkDiff-CLIP", "untrained aligner", "words alone", "other"}
+    assert set(result["scores"]) == {*systems, "the picture itself"}
     page = Path(result["report"]).read_text()
-    assert all(f'data-system="{name}"' in page for name in ("ThinkDiff-CLIP", "untrained aligner", "words alone"))
+    assert all(f'data-system="{name}"' in page for name in systems)
     assert "<video" in page
+    again = printed("gallery", "clip-paper", *ours, *others)
+    assert {line["state"] for line in again["stages"]} == {"Cached"}

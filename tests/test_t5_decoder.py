@@ -92,6 +92,7 @@ def test_losses_of_a_sample_do_not_depend_on_its_neighbours(t5):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("t5", ["gated"], indirect=True)
 def test_compiled_losses_are_the_same(t5):
     torch.manual_seed(0)
     x_PD, targets = torch.randn(sum(PROMPTS), t5.width, requires_grad=True), t5.targets(t5.tokens(TEXTS, 128))
