@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import pytest
 from prefect import flow
 
@@ -17,6 +18,7 @@ from thinkdiff.schemas.artifact import Execution, Model
 from thinkdiff.schemas.captions import CaptionSet, CaptionSpec, Collection
 from thinkdiff.storage.lease import Lease
 from thinkdiff.storage.root import Folder
+from thinkdiff.tasks.progress import told
 from thinkdiff.tasks.step import Made, Work, step
 
 SPEC = CaptionSpec(collections=(Collection(name="c", format="cc3m-tsv", url="c.tsv"),), n=1)
@@ -169,6 +171,15 @@ def test_step_tells_the_runs_log_what_the_package_says_in_any_thread_once(tmp_pa
     assert sorted(line for line in told if line in ("a line of a child", "part one", "part two")) == [
         "a line of a child", "part one", "part two"
     ]  # fmt: skip
+
+
+def test_told_stage_goes_on_when_the_server_does_not_answer_and_fails_for_all_else(caplog):
+    log = logging.getLogger("thinkdiff.test")
+    with told(log):
+        httpx.get("http://127.0.0.1:9/api")
+    assert "the Prefect server was not told: " in caplog.text
+    with pytest.raises(ZeroDivisionError), told(log):
+        _ = 1 / 0
 
 
 @pytest.mark.parametrize("workers", [1, 2])
