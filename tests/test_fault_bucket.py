@@ -233,7 +233,7 @@ def test_an_upload_that_fails_for_good_is_refused_and_what_was_committed_stays(
 
 @pytest.mark.parametrize(("how", "code"), [("skewed", "RequestTimeTooSkewed"), ("unsigned", "SignatureDoesNotMatch")])
 def test_a_wrong_clock_or_key_is_named_and_not_tried_again(proxy: FaultyProxy, folder: Folder, how: How, code: str):
-    for ask in (lambda: folder.write("x", b""), lambda: folder.read("x"), folder.sizes):
+    for ask in (lambda: folder.write("x", b""), folder.sizes):  # to a HEAD, with which s3fs reads, no server says why
         with proxy.fault(how, when=always) as fault:
             assert code in refused(ask)
         assert fault.struck == 1
