@@ -90,8 +90,9 @@ def hub_folder(root: Path, **files: bytes) -> object:
 
 
 def collection(root: Path, form: CollectionFormat, data: bytes) -> object:
-    both = {"captions_url": at(root, "file", data)} if form == "sbu-txt" else {}
-    found = rows_of(Collection(name="x", format=form, url=at(root, "file", data), **both), Folder(str(root)))
+    url = at(root, "file", data)
+    captions = url if form == "sbu-txt" else None
+    found = rows_of(Collection(name="x", format=form, url=url, captions_url=captions), Folder(str(root)))
     raise AssertionError(f"taken for rows: {found[:2]}")
 
 

@@ -192,13 +192,16 @@ def newer(artifact: Any) -> Any:
     return artifact.model_copy(update={"provenance": provenance.model_copy(update={"packages": PACKAGES})})
 
 
+PARENT = {"stage": "fetch_images", "fingerprint": "f" * 32, "digest": "d" * 64, "uri": "u"}
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"schema_version": 2, "files": "elsewhere"}, "found a record of layout 2, "),
         ({"schema_version": 0}, "found a record of layout 0, "),
         ({"quality": 0.5}, "found a record with the field quality, "),
-        ({"parents": {"images": {"stage": "fetch_images", "fingerprint": "f", "digest": "d", "uri": "u", "age": 1}}},
+        ({"parents": {"images": {**PARENT, "age": 1}}},
          "found a record with the field parents.images.age, "),
     ],
 )  # fmt: skip
