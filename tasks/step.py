@@ -180,8 +180,8 @@ class Step(Generic[P, A]):
         # quoted: Prefect would otherwise walk through every file entry of the parents in search of futures
         state: State[Any] = self.task(quote((run, args, kwargs)), return_state=True)
         name, seconds = state.name or "Completed", time.monotonic() - began
-        artifact = state.result(raise_on_failure=False)
-        metrics.ended(self.name, name, seconds, artifact if name == "Completed" else None)
+        made = state.result(raise_on_failure=False)
+        metrics.ended(self.name, name, seconds, made if name == "Completed" and isinstance(made, self.kind) else None)
         return Outcome(state.result(), name, seconds)
 
     def lookup(self, run: Execution, *args: P.args, **kwargs: P.kwargs) -> A | None:
