@@ -33,10 +33,14 @@ def gc(
     days: Annotated[float, typer.Option(help="how old these, and uploads to a bucket, must be", min=0)] = 7.0,
 ) -> None:
     """Lists (or removes) what no record names: parts of broken runs, temporary files, unfinished uploads."""
+    from thinkdiff.schemas.errors import RootError
     from thinkdiff.storage import housekeeping
 
-    found = housekeeping.garbage(root)
-    uploads = housekeeping.abandoned_uploads(root, days)
+    found, uploads = housekeeping.garbage(root), list[dict[str, str]]()
+    try:
+        uploads = housekeeping.abandoned_uploads(root, days)
+    except RootError as error:
+        typer.echo(f"uploads are left out: {error}", err=True)
     unused = housekeeping.unreferenced(root, days) if unreferenced else []
     sizes = {f"{one.stage}/{one.fingerprint}/ (whole)": sum(file.size for file in one.files) for one in unused}
     for name, size in (found | sizes).items():

@@ -20,6 +20,7 @@ from thinkdiff.storage.records import (
     other_version,
     with_ancestors,
 )  # fmt: skip
+from thinkdiff.storage.refusals import readable
 from thinkdiff.storage.root import Folder
 
 ENDS: tuple[Stage, ...] = ("train_aligner", "score_cobsat", "score_gallery", "render_report", "render_gallery")
@@ -122,6 +123,7 @@ def abandoned_uploads(root: str, days: float) -> list[dict[str, str]]:
     """Multipart uploads below a root in a bucket that were begun so many days ago and neither ended nor given up.
 
     Each has `Key` and `UploadId`. A store keeps, and bills, their parts, and lists them among no files.
+    Raises RootError for an identity that may not list them.
     """
     folder = Folder.at(root)
     if folder.scheme != "s3":
@@ -129,9 +131,10 @@ def abandoned_uploads(root: str, days: float) -> list[dict[str, str]]:
     bucket, _, prefix = folder.uri.removeprefix("s3://").partition("/")
     before, found, marks = datetime.now(UTC) - timedelta(days=days), list[dict[str, str]](), dict[str, str]()
     while True:
-        answer: dict[str, Any] = folder.fs.call_s3(
-            "list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/" if prefix else "", **marks
-        )
+        with readable(folder.uri):
+            answer: dict[str, Any] = folder.fs.call_s3(
+                "list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/" if prefix else "", **marks
+            )
         for upload in answer.get("Uploads", ()):
             if upload["Initiated"] < before:
                 found.append({"Key": upload["Key"], "UploadId": upload["UploadId"]})

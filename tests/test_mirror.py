@@ -12,7 +12,7 @@ from store_artifacts import artifact_of, flip
 from thinkdiff.schemas.aligner import AlignerCheckpoint
 from thinkdiff.schemas.artifact import Artifact, Parent
 from thinkdiff.schemas.captions import CaptionSet
-from thinkdiff.schemas.errors import StoreError
+from thinkdiff.schemas.errors import RootError, StoreError
 from thinkdiff.schemas.features import FeatureSet
 from thinkdiff.storage import housekeeping
 from thinkdiff.storage.mirror import mirror
@@ -102,7 +102,7 @@ def test_gc_removes_what_nothing_was_made_of_when_it_is_old_and_asked_for(root: 
     assert housekeeping.verify_root(root, deep=True) == (3, [])
 
 
-def test_gc_ends_uploads_that_were_abandoned(s3: str):  # noqa: F811
+def test_gc_ends_uploads_that_were_abandoned(s3: str, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
     folder = Folder.at(f"{s3}/uploads")
     bucket = s3.removeprefix("s3://")
     for key in ("uploads/one.bin", "elsewhere/two.bin"):
@@ -114,3 +114,6 @@ def test_gc_ends_uploads_that_were_abandoned(s3: str):  # noqa: F811
     ]  # fmt: skip
     assert housekeeping.abandoned_uploads(folder.uri, 0) == []
     assert len(housekeeping.abandoned_uploads(f"{s3}/elsewhere", 0)) == 1
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(RootError, match="elsewhere"):
+        housekeeping.abandoned_uploads(f"{s3}/elsewhere", 0)
