@@ -25,6 +25,7 @@ from thinkdiff.schemas.scores import ClassifierJudge, ClipJudge, ScoreSpec, VlmJ
 MINI_INSTRUCTION = "I give you several words and pictures. Describe the next picture."
 MINI_PROMPT_ROWS = 30  # the world's longest caption and its end token: the longest prompt that mini-flux has learnt
 MINI_CLIP_STEPS = 5000  # after 1,000 the tables' losses tell variants apart, but drawn pictures lack what was shown
+DINO = "a7a4d161f5c0bd70478c05ca5777ec7cd8848021"  # its conversion to safetensors, refs/pr/1; main has a pickle alone
 ABLATION_SEEDS = 3
 
 
@@ -337,7 +338,7 @@ def clip_paper() -> PipelineSpec:
     gallery = GalleryPlan(
         draw=GallerySpec(tower=features.vlm, media=still, video=video),
         scores=SimilaritySpec(
-            clip=Model(name="openai/clip-vit-large-patch14"), dino=Model(name="facebook/dino-vits16")
+            clip=Model(name="openai/clip-vit-large-patch14"), dino=Model(name="facebook/dino-vits16", revision=DINO)
         ),
     )
     changed = {"name": "clip-paper", "features": features, "aligner": aligner, "gallery": gallery}

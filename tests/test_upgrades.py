@@ -23,6 +23,7 @@ from thinkdiff.schemas.captions import CaptionFilters, CaptionSpec, Collection
 from thinkdiff.schemas.cobsat import CobsatPrompts, Family
 from thinkdiff.schemas.errors import StoreError
 from thinkdiff.schemas.features import CaptionPrompts, FeatureSet, FeatureSpec, PictureTokens
+from thinkdiff.schemas.gallery import GalleryPageSpec, GallerySource, GallerySpec, GivenGallery, SimilaritySpec
 from thinkdiff.schemas.images import ImageSpec, Resize, TarSource
 from thinkdiff.schemas.media import GivenMedia, MediaSet, MediaSpec
 from thinkdiff.schemas.report import ReportSpec
@@ -113,7 +114,7 @@ GOLDEN: dict[str, tuple[Spec, str]] = {
     ),
     "media": (
         MediaSpec(decoder=ONE, t5=OTHER),
-        "c7c79eba27f74f8b662334ebedb2c75c",
+        "937ffbd407077d25935632173ae27e04",
     ),
     "media, video": (
         MediaSpec(
@@ -140,11 +141,31 @@ GOLDEN: dict[str, tuple[Spec, str]] = {
     ),
     "report": (
         ReportSpec(),
-        "c44fb3b9a5cbfd2a4ef4e46db177e9bd",
+        "c0ef300a730a35c3511ff11714b97530",
     ),
     "report, short": (
         ReportSpec(title="A report", examples=2, answers=0),
-        "bad506973b75583dd6e4ae79af826ba1",
+        "5e137bbbe0c4b44db2b4a77b6fa6531f",
+    ),
+    "gallery": (
+        GallerySource(digest="f" * 64, longest_side=512),
+        "9795ed599146fae9cc2ac7b6465cfbe1",
+    ),
+    "gallery, drawn": (
+        GallerySpec(tower=ONE, media=MediaSpec(decoder=ONE, t5=OTHER, methods=("aligned",)), reads="text"),
+        "68e9cd5cf3a92a81952c3478a947e06c",
+    ),
+    "gallery, given": (
+        GivenGallery(name="a-system", digest="f" * 64),
+        "cf3a4b8a77e7e532d4aaaa0ada8ba924",
+    ),
+    "gallery, scores": (
+        SimilaritySpec(clip=ONE, dino=OTHER),
+        "a3a5d306e3a9dccf44c0355da51e29de",
+    ),
+    "gallery, page": (
+        GalleryPageSpec(title="A gallery"),
+        "8f6de392fd6ca3ac8f80187bfaf0a5a5",
     ),
 }  # fmt: skip
 
