@@ -25,7 +25,11 @@ from thinkdiff.schemas.scores import ClassifierJudge, ClipJudge, ScoreSpec, VlmJ
 MINI_INSTRUCTION = "I give you several words and pictures. Describe the next picture."
 MINI_PROMPT_ROWS = 30  # the world's longest caption and its end token: the longest prompt that mini-flux has learnt
 MINI_CLIP_STEPS = 5000  # after 1,000 the tables' losses tell variants apart, but drawn pictures lack what was shown
-DINO = "a7a4d161f5c0bd70478c05ca5777ec7cd8848021"  # its conversion to safetensors, refs/pr/1; main has a pickle alone
+CLIP_L = Model(name="openai/clip-vit-large-patch14")
+# of these `main` has pickles alone, and a request to pull has the same weights as safetensors
+CLIP_B = Model(name="openai/clip-vit-base-patch32", revision="refs/pr/32")
+DINO = Model(name="facebook/dino-vits16", revision="a7a4d161f5c0bd70478c05ca5777ec7cd8848021")
+T5_V1_1 = Model(name="google/t5-v1_1-xxl", revision="refs/pr/2")
 ABLATION_SEEDS = 3
 
 
@@ -284,12 +288,10 @@ def lvlm_paper() -> PipelineSpec:
         queries=features.but(
             prompts=CobsatPrompts(families=COBSAT_FAMILIES, images="cobsat/datasets"), max_tokens=128, end_policy="stop"
         ),
-        media=MediaSpec(
-            decoder=Model(name="black-forest-labs/FLUX.1-dev"), t5=Model(name="google/t5-v1_1-xxl"), read_back=True
-        ),
+        media=MediaSpec(decoder=Model(name="black-forest-labs/FLUX.1-dev"), t5=T5_V1_1, read_back=True),
         scores=ScoreSpec(
             judge=VlmJudge(model=Model(name="llava-hf/llava-1.5-13b-hf")),
-            second=ClipJudge(model=Model(name="openai/clip-vit-base-patch32")),
+            second=ClipJudge(model=CLIP_B),
             families=COBSAT_FAMILIES,
         ),
         report=ReportSpec(title="ThinkDiff-LVLM on CoBSAT"),
@@ -303,15 +305,14 @@ def lvlm_paper_ablations() -> PipelineSpec:
     """
     base = lvlm_paper()
     features = base.features.but(max_tokens=128)
-    t5_v1_1 = Model(name="google/t5-v1_1-xxl")
     changes: dict[str, dict[str, object]] = {
         "aligned": {},
         "no masking": {"masking": "none"},
         "element masking": {"masking": "element"},
         "no norm": {"norm": "none"},
         "default norm": {"norm": "default"},
-        "T5 v1.1": {"t5": t5_v1_1},
-        "norm of T5 v1.1": {"norm_from": t5_v1_1},
+        "T5 v1.1": {"t5": T5_V1_1},
+        "norm of T5 v1.1": {"norm_from": T5_V1_1},
         "authors' batch of 128": {"batch": 128},
         "mean of four ranks' means": {"loss_mean": "groups"},
         **{f"{tokens} tokens": {"tokens": tokens} for tokens in (16, 32, 128)},
@@ -337,9 +338,7 @@ def clip_paper() -> PipelineSpec:
     video = still.but(decoder=Model(name="THUDM/CogVideoX-5b"), height=480, width=720, steps=50, guidance_scale=6.0)
     gallery = GalleryPlan(
         draw=GallerySpec(tower=features.vlm, media=still, video=video),
-        scores=SimilaritySpec(
-            clip=Model(name="openai/clip-vit-large-patch14"), dino=Model(name="facebook/dino-vits16", revision=DINO)
-        ),
+        scores=SimilaritySpec(clip=CLIP_L, dino=DINO),
     )
     changed = {"name": "clip-paper", "features": features, "aligner": aligner, "gallery": gallery}
     return base.model_copy(update={**changed, "queries": None, "media": None, "scores": None})

@@ -22,6 +22,20 @@ from thinkdiff.schemas.errors import ModelError, SpecError, ThinkDiffError
 from thinkdiff.storage.root import Folder
 
 DIGEST = "sha256:"
+# Forms of weights that nobody here reads, and that repositories hold beside safetensors: they are not fetched.
+UNREAD = (
+    "*.bin",
+    "*.ckpt",
+    "*.gguf",
+    "*.h5",
+    "*.msgpack",
+    "*.onnx",
+    "*.onnx_data",
+    "*.ot",
+    "*.pt",
+    "*.pth",
+    "*.tflite",
+)
 # For every `from_pretrained` of weights: no pickle is read; code that a folder brings is neither run nor asked about.
 SAFE: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
 
@@ -194,8 +208,9 @@ def _from_hub(model: Model, patterns: Sequence[str] | None) -> str:
 
     try:
         return snapshot_download(
-            model.name, revision=model.revision, allow_patterns=list(patterns) if patterns else None
-        )
+            model.name, revision=model.revision, allow_patterns=list(patterns) if patterns else None,
+            ignore_patterns=list(UNREAD),
+        )  # fmt: skip
     except Exception as error:  # every transport has its own errors; each ends as the same sentence
         reason = str(error).strip().split("\n")[0].rstrip(".") or "no reason given"
         at = f" at {model.revision}" if model.revision else ""

@@ -1,7 +1,7 @@
 """ThinkDiff in a notebook: pictures and words in any order in, pictures out.
 
     pipe = ThinkDiffPipeline.from_pretrained(
-        "my-lab/aligner", vlm="Qwen/Qwen2-VL-7B-Instruct", t5="google/t5-v1_1-xxl",
+        "my-lab/aligner", vlm="Qwen/Qwen2-VL-7B-Instruct", t5="./t5-v1_1-xxl",
         decoder="black-forest-labs/FLUX.1-dev",
     )
     made = pipe([image, "monkey", image, "cat", "zebra"], instruction=PAPER_INSTRUCTION, generator=0)
@@ -86,18 +86,19 @@ class ThinkDiffPipeline:
 
     @classmethod
     def from_pretrained(
-        cls, aligner: str | Path, *, vlm: str | Path, decoder: str | Path, t5: str | Path,
+        cls, aligner: str | Path, *, vlm: str | Path | Model, decoder: str | Path | Model, t5: str | Path | Model,
         precision: Literal["bfloat16", "float32"] = "bfloat16", run: Execution | None = None,
     ) -> Self:  # fmt: skip
         """aligner: a folder of the hub's form or its name on the hub (`thinkdiff export-aligner`, `import-aligner`).
 
         Its configuration says whether it is ThinkDiff-LVLM's, whose `vlm` is a Qwen-VL, or ThinkDiff-CLIP's, whose
         `vlm` is a vision tower (a BLIP-2, or open_clip's EVA). A VLM's sampling is the paper's, up to 128 tokens and
-        the first end token. Raises ModelError or SpecError for models that are not whole or do not fit.
+        the first end token. A `Model` names a revision, too. Raises ModelError or SpecError for models that are not
+        whole or do not fit.
         """
         from thinkdiff.tasks.aligner_files import from_pretrained
 
-        run, tower = run or Execution(), Model(name=str(vlm))
+        run, tower = run or Execution(), named(vlm)
         loaded = from_pretrained(str(aligner), run=run)
         if loaded.config.kind == "clip":
             asked = FeatureSpec(
@@ -105,7 +106,7 @@ class ThinkDiffPipeline:
             )
         else:
             asked = FeatureSpec(vlm=tower, max_tokens=128, end_policy="stop", compute_dtype=precision)
-        media = MediaSpec(decoder=Model(name=str(decoder)), t5=Model(name=str(t5)), precision=precision)
+        media = MediaSpec(decoder=named(decoder), t5=named(t5), precision=precision)
         return cls(loaded, asked, media, run)
 
     def __enter__(self) -> Self:
@@ -269,3 +270,8 @@ def seeds_of(generator: torch.Generator | int | None, count: int) -> list[int]:
         return torch.randint(2**62, (count + 1,), generator=generator, device=generator.device).tolist()
     first = generator or 0
     return [first, *range(first, first + count)]
+
+
+def named(model: str | Path | Model) -> Model:
+    """A model by its folder or its name on the hub."""
+    return model if isinstance(model, Model) else Model(name=str(model))

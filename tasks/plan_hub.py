@@ -6,12 +6,14 @@ login may read them. Patience is short, and a hub that has not answered once is 
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from thinkdiff.schemas.artifact import Model
+from thinkdiff.tasks.models import UNREAD
 
 PATIENCE = 5.0  # seconds
 State = Literal["there", "gated", "absent", "silent"]
@@ -70,7 +72,11 @@ class Hub:
         from huggingface_hub.utils import get_token
 
         info = HfApi().model_info(model.name, revision=model.revision, timeout=PATIENCE, files_metadata=True)
-        files = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        files = {
+            file.rfilename: file.size or 0
+            for file in info.siblings or ()
+            if not any(fnmatch.fnmatch(file.rfilename, form) for form in UNREAD)
+        }
         probe = min((name for name in files if name.endswith(".json")), key=lambda name: (name.count("/"), len(name)))
         url = hf_hub_url(model.name, probe, revision=info.sha)
         get_hf_file_metadata(url, token=get_token() or False, timeout=PATIENCE)

@@ -23,19 +23,20 @@ from thinkdiff.tasks.plan_hub import Answer, Hub, cached_snapshot
 from thinkdiff.tasks.plan_known import HUB, MODELS, licence_of
 
 VLM = ("config.json", "*.safetensors", "tokenizer_config.json", "tokenizer.json|vocab.json", "*processor_config.json")
+CLIP = ("config.json", "*processor_config.json", "tokenizer_config.json", "*.safetensors")
 TOWER = ("*.safetensors",)
 NEEDS: dict[tuple[str, str], tuple[str, ...]] = {
     ("FeatureSpec", "vlm"): VLM,
     ("VlmJudge", "model"): VLM,
     ("AlignerSpec", "t5"): ("config.json", "tokenizer_config.json", "*.safetensors"),
     ("AlignerSpec", "norm_from"): ("*.safetensors",),
-    ("MediaSpec", "t5"): ("config.json", "tokenizer_config.json"),
+    ("MediaSpec", "t5"): ("config.json", "tokenizer_config.json", "*.safetensors"),
     ("MediaSpec", "decoder"): ("model_index.json",),
-    ("ClipJudge", "model"): ("config.json", "*processor_config.json", "tokenizer_config.json"),
-    ("ClassifierJudge", "model"): ("config.json", "preprocessor_config.json"),
+    ("ClipJudge", "model"): CLIP,
+    ("ClassifierJudge", "model"): ("config.json", "preprocessor_config.json", "*.safetensors"),
     ("GallerySpec", "tower"): TOWER,
-    ("SimilaritySpec", "clip"): ("config.json", "*processor_config.json", "tokenizer_config.json"),
-    ("SimilaritySpec", "dino"): ("config.json", "preprocessor_config.json"),
+    ("SimilaritySpec", "clip"): CLIP,
+    ("SimilaritySpec", "dino"): ("config.json", "preprocessor_config.json", "*.safetensors"),
 }
 OTHERS = ("config.json",)
 
