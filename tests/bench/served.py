@@ -7,6 +7,7 @@ starts the service there and stops it; a `Service` is that of tests/test_e2e_dep
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -30,6 +31,7 @@ from test_e2e_deploy import SMALL, Service, free_ports
 from thinkdiff.flows.cli import assign
 from thinkdiff.flows.recipes import mini
 
+REPORT = "report.html"
 INSIDE = "THINKDIFF_BENCH_INSIDE"
 DISK = 40 << 30
 SIZES = SMALL | {"captions.n": 64, "features.shard_size": 2, "aligner.steps": 60, "aligner.validation_every": 30}
@@ -140,6 +142,15 @@ def read(url: str) -> bytes:
     """An object of the bucket."""
     name, _, key = url.removeprefix("s3://").partition("/")
     return bucket().get_object(Bucket=name, Key=key)["Body"].read()
+
+
+def digest(root: str, name: str, record: dict[str, Any]) -> str:
+    """Of an artifact; of the report without what its page says of times and of the code's commit."""
+    files = {entry["path"]: entry["sha256"] for entry in record["files"]}
+    if REPORT not in files:
+        return record["digest"]
+    page = re.sub(rb"<time>.*?</time>|<code>[0-9a-f]{10}</code>", b"", read(f"{root}/{name}/{REPORT}"))
+    return str(sorted((files | {REPORT: hashlib.sha256(page).hexdigest()}).items()))
 
 
 def family(pid: int) -> list[psutil.Process]:
