@@ -59,6 +59,7 @@ class Fault:
     moment: float
     target: str = ""
     run: int = 0
+    before: int = 0
     stage: str = ""
     saw: list[str] = field(default_factory=list)
     did: list[str] = field(default_factory=list)
@@ -156,6 +157,8 @@ class Chaos:
             time.sleep(0.1)
         if fault.kind == RAY:
             return self.kill_node()
+        fault.before = min(self.whole() or now, len(TASKS) - 1)
+        fault.stage = TASKS[fault.before]
         span = SPANS.get(fault.kind, 0.0)
         if fault.kind.startswith("network"):
             return self.cut(span)
@@ -231,9 +234,8 @@ class Chaos:
 
     def recover(self, fault: Fault, began: float) -> None:
         """Until the stage that was hit is whole."""
-        hit = min(max(fault.position, self.whole() or 0), len(TASKS) - 1)
-        fault.stage, moved = TASKS[hit], time.monotonic()
-        while (self.whole() or 0) <= hit:
+        moved = time.monotonic()
+        while (self.whole() or 0) <= fault.before:
             self.look(fault)
             if time.monotonic() - moved > STUCK:
                 fault.saw.append(f"stays {served.state(self.service, self.flow_run)}")
@@ -328,6 +330,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--faults", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=1, help="the run to begin with, after one that was broken off")
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
     arguments = parser.parse_args()
     served.isolated()
@@ -341,13 +344,14 @@ def main() -> None:
         try:
             for number in (0, -1):
                 chaos.calm(number)
-            for number, faults in enumerate(plan, 1):
+            for number, faults in list(enumerate(plan, 1))[arguments.first - 1 :]:
                 wrong += chaos.one_run(number, faults)
             wrong += chaos.unsettled()
         finally:
             for one in chaos.nodes:
                 end_node(one)
-    print(table([fault for run in plan for fault in run if fault.seconds]))
+    lines = (arguments.folder / "faults.jsonl").read_text().splitlines()
+    print(table([Fault(**json.loads(line)) for line in lines]))
     print(f"{len(plan)} runs, {time.monotonic() - began:.0f} s; {len(wrong)} things wrong")
     sys.exit(bool(wrong))
 
