@@ -86,11 +86,16 @@ def provision() -> None:
         deploy(client)
         slots = int(os.environ.get("THINKDIFF_GPU_SLOTS", "1"))
         client.upsert_global_concurrency_limit_by_name(SLOT, slots)
-        automations = [crash_automation(), settle_automation(client)]
-        if url := os.environ.get("THINKDIFF_ALERT_URL"):
-            automations.append(alert_automation(url))
-        for automation in automations:
-            put_automation(client, automation)
+        automate(client)
+
+
+def automate(client: SyncPrefectClient) -> None:
+    """Makes the automations, and changes those that are not as they should be."""
+    automations = [crash_automation(), settle_automation(client)]
+    if url := os.environ.get("THINKDIFF_ALERT_URL"):
+        automations.append(alert_automation(url))
+    for automation in automations:
+        put_automation(client, automation)
 
 
 def wait_for_server(seconds: float = 180) -> None:
@@ -172,7 +177,7 @@ def settle_automation(client: SyncPrefectClient) -> AutomationCore:
     from prefect.automations import AutomationCore, EventTrigger, Posture, ResourceSpecification, RunDeployment
 
     made = client.read_deployment_by_name(SETTLE)
-    actions: list[Any] = [RunDeployment(deployment_id=made.id, parameters=None, job_variables=None)]
+    actions: list[Any] = [RunDeployment(source="selected", deployment_id=made.id, parameters=None, job_variables=None)]
     return AutomationCore(
         name="thinkdiff: tasks of crashed runs crash",
         trigger=EventTrigger(
@@ -212,12 +217,15 @@ def alert_automation(url: str) -> AutomationCore:
 
 
 def put_automation(client: SyncPrefectClient, automation: AutomationCore) -> None:
-    """Makes it, or brings the one of that name to it."""
-    found = client.find_automation(automation.name)
+    """Makes it, or brings the one of that name to it, whether it is paused or not.
+
+    One that is so already is let be: with an update, a server forgets of which runs it has heard.
+    """
+    found, aside = client.find_automation(automation.name), {"id", "enabled"}
     if found is None:
         client.create_automation(automation)
-    else:
-        client.update_automation(found.id, automation)
+    elif found.model_dump(exclude=aside) != automation.model_dump(exclude=aside):
+        client.update_automation(found.id, automation.model_copy(update={"enabled": found.enabled}))
 
 
 if __name__ == "__main__":

@@ -233,6 +233,15 @@ def test_deploy_up_a_second_time_starts_nothing_and_no_secret_is_told(
     for name in ("secrets", "client.env", "reader.env", "s3/identities.json"):
         assert (service.state / name).stat().st_mode & 0o077 == 0
     assert killed[0].poll() is None
+    triggers = [one["trigger"]["id"] for one in service.ask("/automations/filter")]
+    program = "import provision; from prefect.client.orchestration import get_client\n"
+    program += "with get_client(sync_client=True) as client: provision.automate(client)"
+    environment = service.env | {"THINKDIFF_ALERT_URL": service.settings["THINKDIFF_ALERT_URL"]}
+    subprocess.run([sys.executable, "-c", program], cwd=DEPLOY, env=environment, check=True)
+    assert [
+        one["trigger"]["id"] for one in service.ask("/automations/filter")
+    ] == triggers  # the killed run is waited for
+    assert len(triggers) == 3
     assert service.up("status").stdout.split() == "postgres runs s3 runs server runs worker runs".split()
 
 
