@@ -31,6 +31,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 POOL = "thinkdiff"
 SLOT = "gpu"
 SILENCE = timedelta(seconds=120)  # four heartbeats of PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30 and none came
+START = timedelta(minutes=15)  # from a worker's taking a run to its process; images may have to be pulled
 SETTLE = "housekeeping/settle-crashed"
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed")
 
@@ -91,7 +92,7 @@ def provision() -> None:
 
 def automate(client: SyncPrefectClient) -> None:
     """Makes the automations, and changes those that are not as they should be."""
-    automations = [crash_automation(), settle_automation(client)]
+    automations = [crash_automation(), start_automation(), settle_automation(client)]
     if url := os.environ.get("THINKDIFF_ALERT_URL"):
         automations.append(alert_automation(url))
     for automation in automations:
@@ -167,6 +168,28 @@ def crash_automation() -> AutomationCore:
             posture=Posture.Proactive,
             threshold=1,
             within=SILENCE,
+        ),
+        actions=actions,
+    )
+
+
+def start_automation() -> AutomationCore:
+    """A flow run whose worker died before it had a process, and so a heartbeat, becomes Crashed."""
+    from prefect.automations import AutomationCore, ChangeFlowRunState, EventTrigger, Posture, ResourceSpecification
+    from prefect.client.schemas.objects import StateType
+
+    message = f"Taken by a worker and not begun within {START.seconds} s. Start the same run again."
+    actions: list[Any] = [ChangeFlowRunState(name="Crashed", state=StateType.CRASHED, message=message, force=False)]
+    return AutomationCore(
+        name="thinkdiff: runs that do not begin crash",
+        trigger=EventTrigger(
+            match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
+            for_each={"prefect.resource.id"},
+            after={"prefect.flow-run.Pending", "prefect.flow-run.Submitting"},
+            expect={f"prefect.flow-run.{name}" for name in ("Running", "Scheduled", "Cancelling", *ENDS)},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=START,
         ),
         actions=actions,
     )

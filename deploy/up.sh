@@ -191,8 +191,16 @@ sql() { # database, arguments of psql…
         -d "$database" "$@"
 }
 
+make_bucket() { # and put a byte into it
+    AWS_ACCESS_KEY_ID=admin AWS_SECRET_ACCESS_KEY=$s3_admin_secret "$python" "$here/provision.py" bucket "$bucket"
+}
+
 start_s3() {
-    ! alive s3 || return 0
+    if alive s3; then
+        ! make_bucket >/dev/null 2>&1 || return 0
+        say "SeaweedFS runs and takes no bytes, as when its disk was full: it is started again"
+        stop s3
+    fi
     must_be_free "$s3_port" THINKDIFF_S3_PORT SeaweedFS
     for inner in 1000 1001 1002; do # each takes the port 10,000 above for gRPC, too
         must_be_free $((s3_port + inner)) THINKDIFF_S3_PORT SeaweedFS
@@ -203,8 +211,7 @@ start_s3() {
         export S3_FOLDER=$state/s3 BUCKET=$bucket WEED=$weed
         launch s3 "$here/seaweedfs.sh"
     )
-    await s3 env AWS_ACCESS_KEY_ID=admin AWS_SECRET_ACCESS_KEY="$s3_admin_secret" \
-        "$python" "$here/provision.py" bucket "$bucket"
+    await s3 make_bucket
     say "SeaweedFS runs on port $s3_port with the bucket $bucket"
 }
 

@@ -102,7 +102,7 @@ class Service:
             return json.loads(answer.read())
 
     def runs(self) -> list[dict[str, Any]]:
-        """Flow runs, the newest first, but for those that look after crashed ones."""
+        """Flow runs, the newest first, but for those of housekeeping."""
         found = self.ask("/flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC"})
         return [run for run in found if run["name"] != "settle crashed runs"]
 
@@ -241,7 +241,7 @@ def test_deploy_up_a_second_time_starts_nothing_and_no_secret_is_told(
     assert [
         one["trigger"]["id"] for one in service.ask("/automations/filter")
     ] == triggers  # the killed run is waited for
-    assert len(triggers) == 3
+    assert len(triggers) == 4
     assert service.up("status").stdout.split() == "postgres runs s3 runs server runs worker runs".split()
 
 

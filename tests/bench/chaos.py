@@ -4,8 +4,8 @@
     python tests/bench/chaos.py --folder /tmp/chaos --faults 50 --seed 0
 
 As root, on Linux. An undisturbed run comes first. Then runs with fresh roots are hit by up to five faults each, at
-drawn moments of drawn stages. After a fault the user starts `up.sh` again when a part is down, gives the disk its room
-back, and starts the run again when it ended in `Failed` or `Crashed`; no more. A fault is recovered from when the stage
+drawn moments of drawn stages. After a fault the user starts `up.sh` again when a part is down or a run ended badly, gives the disk
+its room back, and starts the run again when it ended in `Failed` or `Crashed`; no more. A fault is recovered from when the stage
 that it hit is whole, the last stage when the run is `Completed`. Each is a line of `faults.jsonl`; a Markdown table
 comes last. Exit code 1 when a digest differs.
 """
@@ -215,14 +215,17 @@ class Chaos:
 
     def look(self, fault: Fault) -> None:
         """The user looks: at the parts, and at the run, which is started again when it ended badly."""
-        if not all(part(self.service, name) for name in ("postgres", "s3", "server", "worker")):
-            done = self.service.up()
-            fault.did.append("up.sh" if done.returncode == 0 else f"up.sh: {done.stderr.strip()[-200:]}")
         now = served.state(self.service, self.flow_run)
-        if now is None or now[0] not in ("Failed", "Crashed", "Cancelled"):
-            return
-        fault.saw.append(f"{now[0]}: {now[1]}"[:300])
-        self.again(fault)
+        bad = now is not None and now[0] in ("Failed", "Crashed", "Cancelled")
+        if bad or not all(part(self.service, name) for name in ("postgres", "s3", "server", "worker")):
+            done = self.service.up()
+            if done.returncode:
+                fault.did.append(f"up.sh: {done.stderr.strip()[-200:]}")
+            elif len(done.stdout.splitlines()) > 1:  # it started something
+                fault.did.append("up.sh")
+        if now is not None and bad:
+            fault.saw.append(f"{now[0]}: {now[1]}"[:300])
+            self.again(fault)
 
     def again(self, fault: Fault) -> None:
         """Starts the same run once more."""
