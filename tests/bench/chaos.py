@@ -3,11 +3,11 @@
     pip install "prefect-ray>=0.6"      # without it no Ray node is killed
     python tests/bench/chaos.py --folder /tmp/chaos --faults 50 --seed 0
 
-As root, on Linux. An undisturbed run comes first. Then runs with fresh roots are hit by up to five faults each, at
-drawn moments of drawn stages. After a fault the user starts `up.sh` again when a part is down or a run ended badly, gives the disk
-its room back, and starts the run again when it ended in `Failed` or `Crashed`; no more. A fault is recovered from when the stage
-that it hit is whole, the last stage when the run is `Completed`. Each is a line of `faults.jsonl`; a Markdown table
-comes last. Exit code 1 when a digest differs.
+As root, on Linux. Undisturbed runs come first. Then runs with fresh roots are hit by up to five faults each, at drawn
+moments of drawn stages. After a fault the user calls `up.sh` when a part is down or a run ended badly, gives a full
+disk its room back, and starts the run again when it ended in `Failed` or `Crashed` or stays as it is for five minutes;
+no more. A fault is recovered from when the stage that it hit is whole, the last stage when the run is `Completed`. Each
+is a line of `faults.jsonl`; a Markdown table comes last. Exit code 1 when a digest differs.
 """
 
 from __future__ import annotations
@@ -155,10 +155,10 @@ class Chaos:
             time.sleep(fault.moment * self.gaps[self.engine][fault.position])
         while "run" in (fault.target, fault.kind[:3]) and not self.run_processes() and not self.ended():
             time.sleep(0.1)
-        if fault.kind == RAY:
-            return self.kill_node()
         fault.before = min(self.whole() or now, len(TASKS) - 1)
         fault.stage = TASKS[fault.before]
+        if fault.kind == RAY:
+            return self.kill_node()
         span = SPANS.get(fault.kind, 0.0)
         if fault.kind.startswith("network"):
             return self.cut(span)
