@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 POOL = "thinkdiff"
+FOLDERS = 64
 SLOT = "gpu"
 SILENCE = timedelta(seconds=120)  # four heartbeats of PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30 and none came
 START = timedelta(minutes=15)  # from a worker's taking a run to its process; images may have to be pulled
@@ -68,13 +69,17 @@ def ask(path: str, body: dict[str, Any] | None = None) -> Any:
 
 
 def make_bucket(name: str) -> None:
-    """Makes the bucket unless it is there and puts a byte into it; a server answers long before it can."""
+    """Makes the bucket unless it is there and puts bytes into it; a server answers long before it can.
+
+    Into many folders: SeaweedFS keeps their lists in eight databases, of which a full disk can leave one shut.
+    """
     from botocore.session import get_session
 
     client = get_session().create_client("s3", endpoint_url=os.environ.get("AWS_ENDPOINT_URL"))
     if name not in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]:
         client.create_bucket(Bucket=name)
-    client.put_object(Bucket=name, Key=".ready", Body=b"")
+    for number in range(FOLDERS):
+        client.put_object(Bucket=name, Key=f".ready/{number}/byte", Body=b"")
 
 
 def provision() -> None:
