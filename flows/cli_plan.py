@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 if TYPE_CHECKING:
-    from thinkdiff.schemas.artifact import Stage
+    from thinkdiff.schemas.artifact import PipelineStage
 
 
 def plan(
@@ -41,7 +41,7 @@ def plan(
     if spec.gallery is not None and until is None:
         found = gallery_flow.planned(spec, run, cli_gallery.place(folder), price_per_hour)
     else:
-        last = cast("Stage", until or thinkdiff_flow.last_stage(spec))
+        last = cast("PipelineStage", until or thinkdiff_flow.last_stage(spec))
         found = thinkdiff_flow.planned(spec, last, run, price_per_hour)
     if as_json:
         typer.echo(found.model_dump_json(indent=1))

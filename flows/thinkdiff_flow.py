@@ -114,14 +114,14 @@ def thinkdiff(
     return pipeline(spec, last, run).model_dump(mode="json")
 
 
-def planned(spec: PipelineSpec, target: Stage, run: Execution, price: float | None = None) -> Plan:
+def planned(spec: PipelineSpec, target: PipelineStage, run: Execution, price: float | None = None) -> Plan:
     """What the flow would need for `target`; nothing is made. price: of a GPU hour."""
     must_reach(spec, target)
     run, last = recipes.execution(run, spec), STAGES.index(target)
     return planning.rehearsed(lambda: pipeline(spec, last, run), spec, run, price)
 
 
-def last_stage(spec: PipelineSpec) -> Stage:
+def last_stage(spec: PipelineSpec) -> PipelineStage:
     """The last stage that a spec has."""
     if spec.queries is None or spec.media is None:
         return "train_aligner"

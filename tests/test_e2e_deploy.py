@@ -325,6 +325,7 @@ def test_deploy_ui_runs_the_pipeline_by_clicks_and_shows_its_report(service: Ser
         page.shows("Dashboard")
         page.open(service.env["PREFECT_API_URL"].replace("/api", "/runs"))
         page.click(text("mini: render_report"))
+        page.shows("Subflow Runs")  # a tab of the run's own page; the list tells the number of task runs, too
         page.shows("9 Task runs")
         page.screenshot("run")
         page.click(f"{buttons}.find(e => !e.innerText.trim())")  # the menu of the run

@@ -17,7 +17,7 @@ from thinkdiff.flows import gallery_flow
 from thinkdiff.flows.cli import app
 from thinkdiff.flows.recipes import recipe
 from thinkdiff.flows.thinkdiff_flow import planned
-from thinkdiff.schemas.artifact import Execution, Model, Stage
+from thinkdiff.schemas.artifact import Execution, Model, PipelineStage
 from thinkdiff.schemas.errors import PlanError
 from thinkdiff.schemas.features import FeatureSet
 from thinkdiff.schemas.plan import Job, Plan
@@ -50,7 +50,7 @@ def found(plan: Plan, what: str) -> list[str]:
     ],
 )  # fmt: skip
 def test_plan_of_a_paper_recipe_names_all_that_is_missing_at_once(
-    tmp_path: Path, name: str, last: Stage, models: tuple[str, ...]
+    tmp_path: Path, name: str, last: PipelineStage, models: tuple[str, ...]
 ):
     plan = planned(recipe(name), last, Execution(root=str(tmp_path / "root")))
     missing = {finding.what for finding in plan.of("blocks")}
@@ -164,7 +164,7 @@ def test_plan_of_a_folder_without_tokenizer_names_it(tmp_path: Path):
 
 
 def test_plan_of_the_miniature_blocks_nothing_and_writes_nothing(tmp_path: Path):
-    lasts: dict[str, Stage] = {"mini-clip": "train_aligner", "ablations": "score_cobsat"}
+    lasts: dict[str, PipelineStage] = {"mini-clip": "train_aligner", "ablations": "score_cobsat"}
     for name, last in lasts.items():
         plan = planned(recipe(name), last, Execution(root=str(tmp_path / "root")))
         assert plan.of("blocks") == []
