@@ -103,8 +103,8 @@ class Service:
 
     def runs(self) -> list[dict[str, Any]]:
         """Flow runs, the newest first, but for those of housekeeping."""
-        found = self.ask("/flow_runs/filter", {"sort": "EXPECTED_START_TIME_DESC"})
-        return [run for run in found if run["name"] != "settle crashed runs"]
+        wanted = {"name": {"any_": ["thinkdiff", "slots"]}}
+        return self.ask("/flow_runs/filter", {"flows": wanted, "sort": "EXPECTED_START_TIME_DESC"})
 
     def states(self, run: dict[str, Any]) -> list[tuple[str, str]]:
         """Stage and name of its state, of a run's tasks in order, but for the plan."""
@@ -344,7 +344,9 @@ def test_deploy_ui_runs_the_pipeline_by_clicks_and_shows_its_report(service: Ser
         page.wait("!!" + text("Completed", "span, div"), "Completed")  # the run's state, not a line of its log
         page.screenshot("completed")
         page.click(text("Artifacts", "li"))
-        page.click("document.querySelector('a[href*=\"/artifacts/artifact/\"]')")
+        asked = {"artifacts": {"key": {"any_": ["render-report"]}}, "sort": "CREATED_DESC"}
+        newest = service.ask("/artifacts/filter", asked)[0]["id"]
+        page.click(f"document.querySelector('a[href*=\"/artifacts/artifact/{newest}\"]')")
         page.shows("Accuracy")
         page.shows("s3://thinkdiff/runs/render_report/")
         page.screenshot("report")
