@@ -51,7 +51,7 @@ def gc(
         housekeeping.remove(root, found)
         housekeeping.give_up(root, uploads)
         for artifact in unused:
-            housekeeping.drop(artifact, root)
+            housekeeping.discard(artifact, root)
     total = sum((found | sizes).values()) / 1e6
     what = f"{len(found)} files, {len(uploads)} uploads, {len(unused)} artifacts, {total:.1f} MB"
     typer.echo(f"{what} {'removed' if delete else 'could be removed with --delete'}")

@@ -112,10 +112,18 @@ def made_before(artifact: Artifact, moment: datetime) -> bool:
         return False
 
 
-def drop(artifact: Artifact, root: str) -> None:
+def drop(folder: Folder) -> None:
     """Removes an artifact: the record first, so that a crash on the way leaves no record over lost data."""
-    folder = artifact_folder(root, artifact.stage, artifact.fingerprint)
     folder.delete(RECORD)
+    for name in folder.sizes():
+        if name != LEASE:
+            folder.delete(name)
+
+
+def discard(artifact: Artifact, root: str) -> None:
+    """Removes an artifact and its folder."""
+    folder = artifact_folder(root, artifact.stage, artifact.fingerprint)
+    drop(folder)
     folder.delete_all()
 
 

@@ -47,7 +47,8 @@ from thinkdiff.schemas.artifact import (
 )  # fmt: skip
 from thinkdiff.schemas.errors import SpecError, StoreError
 from thinkdiff.schemas.plan import Job
-from thinkdiff.storage.lease import LEASE, Lease
+from thinkdiff.storage.housekeeping import drop
+from thinkdiff.storage.lease import Lease
 from thinkdiff.storage.records import RECORD, artifact_folder, read_record, write_record
 from thinkdiff.storage.root import Folder
 from thinkdiff.tasks import metrics
@@ -344,14 +345,6 @@ def in_thread(job: functools.partial[R]) -> Future[list[R]]:
 
     threading.Thread(target=work, name=f"thinkdiff-{job.func.__name__}", daemon=True).start()
     return future
-
-
-def drop(folder: Folder) -> None:
-    """Removes an artifact: the record first, so that a crash on the way leaves no record over lost data."""
-    folder.delete(RECORD)
-    for name in folder.sizes():
-        if name != LEASE:
-            folder.delete(name)
 
 
 def page(artifact: Artifact, text: str) -> str:
