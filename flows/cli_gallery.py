@@ -31,20 +31,15 @@ def gallery(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON on standard output and nothing else")] = False,
 ) -> None:
     """Draws a folder of pictures and prompts with ThinkDiff-CLIP; tables of likeness and a page."""
-    from thinkdiff.flows.cli import assign, prepare_prefect
-    from thinkdiff.flows.recipes import recipe as named
-    from thinkdiff.schemas.artifact import Execution, validated
-    from thinkdiff.schemas.pipeline import PipelineSpec
+    from thinkdiff.flows.cli import asked, known_stage, prepare_prefect
 
-    options = {"root": root, "data": data, "device": device, "threads": threads, "refresh": tuple(refresh or ())}
-    values = named(recipe).model_dump() | {"run": Execution().model_dump() | options}
-    for assignment in set_ or ():
-        assign(values, assignment)
-    run, spec = validated(Execution, values.pop("run")), validated(PipelineSpec, values)
+    for stage in refresh or ():
+        known_stage(stage)
+    spec, run = asked(recipe, set_, {"root": root, "data": data, "device": device, "threads": threads})
     prepare_prefect()
     from thinkdiff.flows.gallery_flow import gallery as flow
 
-    result: Any = flow(recipe=recipe, folder=place(folder), beside=place(beside), spec=spec, run=run)
+    result: Any = flow(recipe, place(folder), place(beside), spec=spec, run=run, refresh=refresh)
     if as_json:
         typer.echo(json.dumps(result))
         return

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from thinkdiff.schemas.errors import SpecError
 
@@ -161,7 +162,9 @@ class Execution(Frozen):
     )
     runner_address: str | None = Field(default=None, description="of a Ray or Dask cluster; none: one of its own")
     split_bytes: int = Field(default=256 << 20, ge=1, description="size of the parts that collections are read in")
-    refresh: tuple[Stage, ...] = Field(default=(), description="stages recomputed even when their record is there")
+    refresh: SkipJsonSchema[tuple[Stage, ...]] = Field(  # in no form and no dump: a parameter of the flows sets it
+        default=(), exclude=True, description="stages recomputed even when their record is there"
+    )
     gpu_slot: str | None = Field(
         default=None,
         description="global concurrency limit of which a stage takes one while it computes with a GPU; none: that of "

@@ -38,8 +38,9 @@ os.environ.pop("PREFECT_API_URL", None)  # a test never writes to the user's own
 
 # Minutes each: begun first, so that no process of a test run is left with one of them while the others have ended.
 LONG = (
-    "test_e2e_pipeline", "test_feature_parity", "test_train_aligner", "test_e2e_prefect", "test_training_ranks",
-    "test_qwen_engine", "test_house_rules", "test_fault_kill", "test_sample_captions", "test_judge", "test_e2e_urls",
+    "test_e2e_pipeline", "test_feature_parity", "test_e2e_deploy", "test_train_aligner", "test_e2e_prefect",
+    "test_training_ranks", "test_e2e_rehearsal", "test_qwen_engine", "test_house_rules", "test_fault_kill",
+    "test_sample_captions", "test_judge", "test_e2e_urls",
 )  # fmt: skip
 
 

@@ -142,18 +142,16 @@ def test_e2e_prefect_deployments_differ_only_in_parameters(service):
     assert "AlignerSpec" in form["definitions"]
 
 
-def test_e2e_prefect_deployment_runs_and_the_next_stage_finds_it_cached_and_trains_in_two_processes(service, tmp_path):
-    values = small_values(Execution(root=str(tmp_path / "root"), ranks=2, device="cpu"))
-    for name in ("extract-features", "train-aligner"):
-        done = prefect(*order(name, values), env=service, timeout=500)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert task_states(service, "extract-features", "train-aligner") == [
-        [("sample_captions", "Completed"), ("fetch_images", "Completed"), ("extract_features", "Completed")],
-        [("sample_captions", "Cached"), ("fetch_images", "Cached"), ("extract_features", "Cached"),
-         ("train_aligner", "Completed")],
-    ]  # fmt: skip
+def test_e2e_prefect_stages_are_found_cached_and_the_next_one_trains_in_two_processes(service, first, world, tmp_path):
+    for stage in ("sample_captions", "fetch_images", "extract_features"):
+        shutil.copytree(first[0] / stage, tmp_path / "root" / stage)
+    values = small_values(Execution(root=str(tmp_path / "root"), data=str(world), ranks=2, device="cpu"))
+    done = prefect(*order("train-aligner", values), env=service, timeout=500)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    cached = [(stage, "Cached") for stage in ("sample_captions", "fetch_images", "extract_features")]
+    assert task_states(service, "train-aligner") == [[*cached, ("train_aligner", "Completed")]]
     kinds = {artifact["key"] for artifact in api(service, "/artifacts/filter") if artifact["key"]}
-    assert {"extract-features", "extract-features-progress", "train-aligner", "train-aligner-readings"} <= kinds
+    assert {"train-aligner", "train-aligner-readings"} <= kinds
     told = [line["message"] for line in api(service, "/logs/filter", {"limit": 200, "sort": "TIMESTAMP_DESC"})]
     assert "train_aligner: from step 0 in 2 processes" in told
     assert any("24 of 24 steps" in line and "tokens/s" in line and "validation" in line for line in told)
