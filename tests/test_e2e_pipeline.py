@@ -45,11 +45,11 @@ def test_e2e_second_run_is_cached_throughout(first, world):
     assert [line["digest"] for line in again["stages"]] == [line["digest"] for line in result["stages"]]
 
 
-def small_plan(root, data, **changes):
+def small_plan(root, data, refresh=(), **changes):
     """The plan of a small run, in this process."""
     arguments = small_arguments(root, data, **changes)
     assignments = [value for option, value in pairwise(arguments) if option == "--set"]
-    spec, run = asked("mini", assignments, {"root": str(root), "data": str(data)})
+    spec, run = asked("mini", assignments, {"root": str(root), "data": str(data), "refresh": refresh})
     return planned(spec, "render_report", run)
 
 
@@ -60,7 +60,7 @@ def test_e2e_plan_looks_at_nothing_that_is_in_the_store(first, tmp_path):
     ahead = small_plan(root, tmp_path / "no data", aligner__t5=json.dumps({"name": "no-such-t5", "revision": None}))
     assert ahead.ahead == ("train_aligner", "generate_media", "score_cobsat", "render_report")
     assert [finding.what for finding in ahead.of("blocks")] == ["model no-such-t5"]
-    again = small_plan(root, tmp_path / "no data", run__refresh='["score_cobsat"]')
+    again = small_plan(root, tmp_path / "no data", refresh=("score_cobsat",))
     assert again.ahead == ("score_cobsat",)
 
 
