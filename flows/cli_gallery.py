@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+
+if TYPE_CHECKING:
+    from thinkdiff.schemas.artifact import Stage
 
 
 def gallery(
@@ -39,7 +42,8 @@ def gallery(
     prepare_prefect()
     from thinkdiff.flows.gallery_flow import gallery as flow
 
-    result: Any = flow(recipe, place(folder), place(beside), spec=spec, run=run, refresh=refresh)
+    stages = cast("list[Stage] | None", refresh)
+    result: Any = flow(recipe, place(folder), place(beside), spec=spec, run=run, refresh=stages)
     if as_json:
         typer.echo(json.dumps(result))
         return

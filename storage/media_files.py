@@ -94,6 +94,10 @@ class MediaWriter:
         must_be_whole(self.folder / method, done, parts)
         return tuple(entry for number, part in sorted(done.items()) for entry in (*part.files, log.entry(number)))
 
+    def reader(self, files: tuple[FileEntry, ...]) -> MediaReader:
+        """A reader of the finished set, whose `files` these are, before it has a record."""
+        return MediaReader(MediaSet.model_construct(uri=self.folder.uri, files=files))
+
     def _log(self, method: str) -> PartLog[MediaPart]:
         return PartLog(self.folder, method, MediaPart, DIGITS)
 
@@ -161,7 +165,7 @@ class MediaReader:
         if part is None or phrase or part.files != (self._entries[tar],):
             raise StoreError(
                 f"{self.folder.uri}/{name}: found {phrase or 'the record of another tar'}, expected that of {tar}. "
-                "The store was altered; re-run {self.artifact.stage} with --refresh."
+                f"The store was altered; re-run {self.artifact.stage} with --refresh."
             )
         return part
 

@@ -10,14 +10,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
+from typing import TYPE_CHECKING
 
 from thinkdiff.schemas.artifact import Execution
 from thinkdiff.schemas.captions import CaptionSet
 from thinkdiff.schemas.errors import InputError
 from thinkdiff.schemas.images import ImageSet, ImageSpec
+from thinkdiff.tasks.page_pictures import PAGE_ROWS, pictured
 from thinkdiff.tasks.report_markup import code
 from thinkdiff.tasks.step import Made, Work, step
+
+if TYPE_CHECKING:
+    from thinkdiff.storage.image_parts import ImageParts
 
 SHOWN = 20
 
@@ -66,7 +71,7 @@ def fetch_images(work: Work, spec: ImageSpec, captions: CaptionSet) -> Made:
         counts={"captions": total, "images": total - failed, "failed": failed, "shards": parts.shards},
         stats={"reasons": dict(reasons.most_common(SHOWN)), "damaged_tars": damaged},
         note=f"kept {len(kept)} shards of an earlier run" if kept else "",
-        page=reasons_table(reasons),
+        page="\n\n".join(part for part in (reasons_table(reasons), fetched(parts)) if part),
     )
 
 
@@ -80,3 +85,16 @@ def reasons_table(reasons: Counter[str]) -> str:
     """The most frequent reasons as a table in markdown."""
     rows = [f"| {code(reason, 200)} | {count} |" for reason, count in reasons.most_common(SHOWN)]
     return "\n".join(["| why there is no picture | rows |", "|---|---|", *rows]) if rows else ""
+
+
+def fetched(parts: ImageParts) -> str:
+    """The first pictures of a finished set beside their captions, as a table in markdown."""
+    from thinkdiff.storage.image_shards import OK, read_pictures
+
+    kept = (part for part in map(parts.find, range(parts.shards)) if part is not None and part.info["images"])
+    there = (row for part in kept for row in parts.rows(part) if row.status == OK)
+    rows = list(islice(there, PAGE_ROWS))
+    pictures = read_pictures(parts.folder, rows)
+    return pictured(
+        ("picture", "caption"), [(data, code(row.caption)) for data, row in zip(pictures, rows, strict=True)]
+    )

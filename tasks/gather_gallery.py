@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from thinkdiff.schemas.errors import SpecError
 from thinkdiff.schemas.gallery import GalleryInputs, GallerySource
+from thinkdiff.tasks.page_pictures import PAGE_ROWS, pictured
 from thinkdiff.tasks.report_markup import code
 from thinkdiff.tasks.step import Made, Work, step
 
@@ -35,13 +36,21 @@ def gather_gallery(work: Work, spec: GallerySource) -> Made:
             pictures = upright_pngs(files, names[part * PART : (part + 1) * PART], spec.longest_side, work.run)
             writer.commit(PICTURES, part, pictures)
             progress.advance(len(pictures))
+    made = writer.files(PICTURES, parts)
+    reader = writer.reader(made)
     return Made(
-        files=(work.folder.write(LIST, list_bytes(files.prompts)), *writer.files(PICTURES, parts)),
+        files=(work.folder.write(LIST, list_bytes(files.prompts)), *made),
         counts={
             "prompts": len(files.prompts),
             "pictures": len(names),
             "with_words": sum(bool(prompt.text) for prompt in files.prompts),
         },
         note=f"gallery of {files.folder.uri}",
-        page="\n".join(f"- {p.name} ({p.kind}): {code(' '.join(p.images))} {code(p.text)}" for p in files.prompts[:10]),
+        page=pictured(
+            ("prompt", "kind", "words", "first picture"),
+            [
+                (code(p.name), p.kind, code(p.text), reader.read(PICTURES, p.images[0]) if p.images else None)
+                for p in files.prompts[:PAGE_ROWS]
+            ],
+        ),
     )

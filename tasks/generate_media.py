@@ -21,10 +21,12 @@ from thinkdiff.schemas.errors import InputError
 from thinkdiff.schemas.features import FeatureSet
 from thinkdiff.schemas.media import MediaSet, MediaSpec, Method
 from thinkdiff.tasks.models import compute_device, model_path
+from thinkdiff.tasks.page_pictures import PAGE_ROWS, pictured
 from thinkdiff.tasks.report_markup import code
 from thinkdiff.tasks.step import Made, Work, step
 
 if TYPE_CHECKING:
+    from thinkdiff.storage.media_files import MediaReader
     from thinkdiff.storage.score_tables import AskedPrompt
     from thinkdiff.tasks.diffusion import Decoder
     from thinkdiff.tasks.prompt_rows import AlignedRows, Source
@@ -72,8 +74,17 @@ def generate_media(work: Work, spec: MediaSpec, queries: FeatureSet, aligner: Al
         files=tuple(files),
         counts={"prompts": len(prompts), "pictures": total} | ({"videos": total} if painter.video else {}),
         stats={"methods": list(spec.methods)},
-        page="\n".join(f"- {prompt.task}, {prompt.shots} shots: {code(prompt.answer, 120)}" for prompt in prompts[:10]),
+        page=drawn(writer.reader(tuple(files)), prompts[:PAGE_ROWS], spec.methods),
     )
+
+
+def drawn(reader: MediaReader, prompts: Sequence[AskedPrompt], methods: Sequence[str]) -> str:
+    """Some prompts with the VLM's answers and what every method drew, in markdown."""
+    rows = [
+        (p.task, str(p.shots), code(p.answer, 120), *(reader.read(method, p.name) for method in methods))
+        for p in prompts
+    ]
+    return pictured(("task", "shots", "answer", *methods), rows)
 
 
 def asked_prompts(queries: FeatureSet) -> list[AskedPrompt]:

@@ -6,20 +6,15 @@ prompts' names, so nobody picked what looks good. Pictures and texts are a stran
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from thinkdiff.tasks.cobsat import Prompt
-from thinkdiff.tasks.pictures import inspect_image
+from thinkdiff.tasks.page_pictures import inline
 from thinkdiff.tasks.report_filters import Axis, attributes
 from thinkdiff.tasks.report_markup import Html, join, tag
 
-MAX_PIXELS = 50_000_000
-SMALL = 160  # pixels a side up to which a picture is kept as it is and shown with hard edges
-SIDE = 288  # pixels a side of the larger ones, three times what a card shows
 TEXT_SHOWN = 260
 
 
@@ -93,30 +88,6 @@ def choose(prompts: Iterable[Prompt], count: int) -> list[Prompt]:
             if turn < len(cell) and len(chosen) < count:
                 chosen.append(cell[turn])
     return sorted(chosen, key=lambda prompt: order[prompt.name])
-
-
-def inline(data: bytes | None) -> tuple[str, bool] | None:
-    """A picture as (data URI, whether it is small), or None for one that is missing or does not decode."""
-    from PIL import Image
-
-    if data is None:
-        return None
-    try:
-        width, height, kind = inspect_image(data, MAX_PIXELS)
-    except ValueError:
-        return None
-    if max(width, height) <= SMALL and kind in ("png", "jpg"):
-        return uri(data, "png" if kind == "png" else "jpeg"), True
-    with Image.open(io.BytesIO(data)) as image:
-        shrunk = image.convert("RGB")
-        shrunk.thumbnail((SIDE, SIDE))
-    sink = io.BytesIO()
-    shrunk.save(sink, "JPEG", quality=85)
-    return uri(sink.getvalue(), "jpeg"), False
-
-
-def uri(data: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def image(data: bytes | None, says: str) -> Html:

@@ -120,12 +120,16 @@ def show_hostile_pages(service: Any, page: Browser) -> None:
     page.type("document.querySelector('input[type=password]')", service.env["PREFECT_API_AUTH_STRING"])
     page.click(text("Login"))
     page.shows("Dashboard")
-    made = service.ask("/artifacts/filter", {"artifacts": {"key": {"any_": ["sample-captions"]}}})
-    hostile = next(one for one in made if "evil.invalid" in one["data"])
-    page.open(service.env["PREFECT_API_URL"].replace("/api", f"/artifacts/artifact/{hostile['id']}"))
-    page.shows("http://evil.invalid/x")
-    page.screenshot("hostile")
-    assert page.value("window.evil") is None
+    for key in ("sample-captions", "fetch-images"):
+        made = service.ask("/artifacts/filter", {"artifacts": {"key": {"any_": [key]}}})
+        hostile = next(one for one in made if "evil.invalid" in one["data"])
+        page.open(service.env["PREFECT_API_URL"].replace("/api", f"/artifacts/artifact/{hostile['id']}"))
+        page.shows("http://evil.invalid/x")
+        page.screenshot(f"hostile {key}")
+        assert page.value("window.evil") is None
+    assert (
+        page.value("[...document.images].map(e => e.src.slice(0, 10) + (e.naturalWidth > 0))") == ["data:imagetrue"] * 2
+    )
     assert not [url for url in page.requests if "evil.invalid" in url]
 
 

@@ -316,7 +316,7 @@ def test_deploy_ui_runs_the_pipeline_by_clicks_and_shows_its_report(service: Ser
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed (apt-get install chromium)")
     login, buttons = service.env["PREFECT_API_AUTH_STRING"], "[...document.querySelectorAll('button')]"
-    stages = "[...document.querySelectorAll('select[multiple]')].at(-1)"
+    refresh = "[...document.querySelectorAll('.schema-form-property')].find(e => e.innerText.startsWith('refresh'))"
     before = service.runs()
     with Browser(tmp_path, patience=120) as page:
         page.open(service.env["PREFECT_API_URL"].replace("/api", "/login"))
@@ -331,9 +331,9 @@ def test_deploy_ui_runs_the_pipeline_by_clicks_and_shows_its_report(service: Ser
         page.click(f"{buttons}.find(e => !e.innerText.trim())")  # the menu of the run
         page.click(text("Copy to new run"))
         page.type("document.querySelector('input[type=text]')", "by hand")
-        page.click(f"{buttons}.filter(e => e.innerText.trim() === 'list').at(-1)")  # of `refresh`, the last parameter
-        page.click(stages)
-        page.click(f"[...{stages}.options].find(e => e.value === 'render_report')")
+        page.click(f"[...({refresh}?.querySelectorAll('button') ?? [])].find(e => e.innerText.trim() === 'list')")
+        page.click(f"{refresh}.querySelector('select')")
+        page.click(f"[...{refresh}.querySelector('select').options].find(e => e.value === 'render_report')")
         page.screenshot("form")
         page.click(text("Submit"))
         old = [run["id"] for run in before]

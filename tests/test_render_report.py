@@ -26,8 +26,10 @@ from thinkdiff.storage.lease import Lease
 from thinkdiff.storage.media_files import MediaReader
 from thinkdiff.storage.score_tables import read_verdicts
 from thinkdiff.tasks.cobsat import prompts
+from thinkdiff.tasks.page_pictures import inline, pictured
 from thinkdiff.tasks.render_report import render_report
-from thinkdiff.tasks.report_examples import choose, inline
+from thinkdiff.tasks.report_examples import choose
+from thinkdiff.tasks.report_markup import code
 from thinkdiff.tasks.report_numbers import T_975, Condition, differences, mean_interval, reading
 from thinkdiff.tasks.step import Made, Work
 
@@ -275,6 +277,15 @@ def test_picture_that_is_large_is_shrunk_and_one_that_does_not_decode_is_left_ou
     assert inline(large[:100]) is None
     assert inline(b"<svg onload=alert(1)>") is None
     assert inline(None) is None
+
+
+def test_pictures_of_a_stage_s_page_are_in_a_table_and_small():
+    large, says = png("b", 600), code("a `bar` | and ![](http://evil.invalid)")
+    head, line, first, second = pictured(("picture", "says"), [(large, says), (None, "")]).splitlines()
+    assert (head, line, second) == ("| picture | says |", "| --- | --- |", "| – |  |")
+    picture = first.split(" | ")[0].removeprefix("| ![](data:image/jpeg;base64,").removesuffix(")")
+    assert Image.open(io.BytesIO(base64.b64decode(picture))).size == (96, 96)
+    assert first.endswith("| `a 'bar' / and ![](http://evil.invalid)` |")
 
 
 def test_choice_of_examples_covers_the_tasks_evenly_and_follows_the_benchmarks_order():
