@@ -6,6 +6,7 @@ asks for, takes in the pictures of other systems, measures and shows all of them
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from prefect import flow
@@ -15,7 +16,7 @@ from thinkdiff.flows.thinkdiff_flow import Ledger
 from thinkdiff.schemas.aligner import AlignerCheckpoint, AlignerSpec
 from thinkdiff.schemas.artifact import Artifact, Execution, Stage
 from thinkdiff.schemas.errors import SpecError
-from thinkdiff.schemas.gallery import GalleryInputs, GalleryPlan, GallerySource
+from thinkdiff.schemas.gallery import GalleryInputs, GalleryPlan, GalleryPrompt, GallerySource
 from thinkdiff.schemas.media import MediaSet
 from thinkdiff.schemas.pipeline import PipelineSpec
 from thinkdiff.schemas.plan import Finding, Plan
@@ -30,6 +31,29 @@ from thinkdiff.tasks.score_gallery import score_gallery
 from thinkdiff.tasks.train_aligner import train_aligner
 
 OURS, UNTRAINED, WORDS = "ThinkDiff-CLIP", "untrained aligner", "words alone"
+
+
+class Others:
+    """Other systems' pictures of a gallery: a folder, and what each system has in it now.
+
+    Raises SpecError for a system of a name that is ours, InputError where there is no system or one without pictures.
+    """
+
+    def __init__(self, folder: str, prompts: Sequence[GalleryPrompt]) -> None:
+        from thinkdiff.tasks.gallery_files import given_gallery, systems
+
+        self.folder, names = folder, systems(folder)
+        if taken := sorted({OURS, UNTRAINED, WORDS} & set(names)):
+            raise SpecError(f"{folder}: found a system called {taken[0]!r}, expected another name. It is taken.")
+        self.specs = {name: given_gallery(folder, name, prompts) for name in names}
+
+    def imported(self, run: Execution, ledger: Ledger, inputs: GalleryInputs) -> dict[str, MediaSet]:
+        """The systems as artifacts, by their names."""
+        place = run.model_copy(update={"given": self.folder})
+        return {
+            name: ledger.add(import_gallery(place, spec, inputs), role=f"pictures of {name}")
+            for name, spec in self.specs.items()
+        }
 
 
 @flow(name="thinkdiff", flow_run_name="{recipe}: gallery", persist_result=False, validate_parameters=True)
@@ -51,19 +75,22 @@ def gallery(
         run: where and how fast to run; never changes a result.
         refresh: stages to compute again although their records are there.
     """
-    from thinkdiff.tasks.gallery_files import gallery_source
+    from thinkdiff.storage.root import Folder
+    from thinkdiff.tasks.gallery_files import gallery_files
 
     spec = spec or recipes.recipe(recipe)
-    wanted = asked(spec)
+    side = asked(spec).longest_side
     if refresh:
         run = run.model_copy(update={"refresh": tuple(refresh)})
     run = recipes.execution(run, spec)
     recipes.prepare(spec, run)
     folder, ledger = folder or recipes.gallery_folder(spec, run), Ledger()
-    source = gallery_source(folder, wanted.longest_side)  # a folder that cannot be used ends it before it trains
+    files = gallery_files(Folder.source(folder))  # a folder that cannot be used ends it before it trains
+    source = GallerySource(digest=files.digest, longest_side=side)
+    others = Others(beside, files.prompts) if beside else None
     run = run.model_copy(update={"given": folder})
-    planning.must_be_possible(lambda: stages(spec, run, source, None, Ledger()), spec, run)
-    scores, page = stages(spec, run, source, beside, ledger)
+    planning.must_be_possible(lambda: stages(spec, run, source, others, Ledger()), spec, run)
+    scores, page = stages(spec, run, source, others, ledger)
     result = ledger.result().model_dump(mode="json")
     return result | {"scores": scores.stats["scores"], "report": page.path("gallery.html")}
 
@@ -93,14 +120,14 @@ def planned(spec: PipelineSpec, run: Execution, folder: str | None, price: float
 
 
 def stages(
-    spec: PipelineSpec, run: Execution, source: GallerySource, beside: str | None, ledger: Ledger
+    spec: PipelineSpec, run: Execution, source: GallerySource, others: Others | None, ledger: Ledger
 ) -> tuple[Artifact, Artifact]:
     """All stages up to the gallery's scores and its page."""
     plan, trained = asked(spec), aligners(spec, run, ledger)
     inputs = ledger.add(gather_gallery(run, source))
     systems = drawn(plan, run, ledger, inputs, trained)
-    if beside is not None:
-        systems |= given(beside, run, ledger, inputs)
+    if others is not None:
+        systems |= others.imported(run, ledger, inputs)
     scores = ledger.add(score_gallery(run, plan.scores, inputs, systems))
     return scores, ledger.add(render_gallery(run, plan.page, inputs, systems, scores))
 
@@ -128,18 +155,3 @@ def drawn(
         said = plan.draw.but(reads="text")
         systems[WORDS] = ledger.add(draw_gallery(run, said, inputs, None), role=f"pictures of {WORDS}")
     return systems
-
-
-def given(beside: str, run: Execution, ledger: Ledger, inputs: GalleryInputs) -> dict[str, MediaSet]:
-    """Other systems' pictures, by the names of their folders. Raises SpecError for a name that is ours."""
-    from thinkdiff.storage.gallery_tables import read_list
-    from thinkdiff.tasks.gallery_files import given_gallery, systems
-
-    found: dict[str, MediaSet] = {}
-    place = run.model_copy(update={"given": beside})
-    for name in systems(beside):
-        if name in (OURS, UNTRAINED, WORDS):
-            raise SpecError(f"{beside}: found a system called {name!r}, expected another name. It is taken.")
-        spec = given_gallery(beside, name, read_list(inputs))
-        found[name] = ledger.add(import_gallery(place, spec, inputs), role=f"pictures of {name}")
-    return found
