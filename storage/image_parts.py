@@ -219,11 +219,15 @@ def rows_name(shard: int) -> str:
 
 def in_groups(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
     """The same rows in tables of ROW_GROUP rows, the last one smaller."""
-    waiting = ROWS.empty_table()
+    waiting, rows = list[pa.Table](), 0
     for table in tables:
-        waiting = pa.concat_tables([waiting, table])
-        while len(waiting) >= ROW_GROUP:
-            yield waiting.slice(0, ROW_GROUP)
-            waiting = waiting.slice(ROW_GROUP)
-    if len(waiting):
-        yield waiting
+        waiting.append(table)
+        rows += len(table)
+        if rows >= ROW_GROUP:
+            left = pa.concat_tables(waiting)
+            while len(left) >= ROW_GROUP:
+                yield left.slice(0, ROW_GROUP)
+                left = left.slice(ROW_GROUP)
+            waiting, rows = [left], len(left)
+    if rows:
+        yield pa.concat_tables(waiting)
