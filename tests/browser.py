@@ -53,7 +53,9 @@ class Browser:
         ]  # fmt: skip
         with (folder / "chromium.log").open("w") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        port = self._eventually(lambda: (folder / "profile" / "DevToolsActivePort").read_text().split()[0], OSError)
+        port = self._eventually(
+            lambda: (folder / "profile" / "DevToolsActivePort").read_text().split()[0], (OSError, IndexError)
+        )
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=10) as answer:
             page = next(one for one in json.load(answer) if one["type"] == "page")
         self._socket = websocket.create_connection(page["webSocketDebuggerUrl"], timeout=patience)
@@ -150,7 +152,9 @@ class Browser:
             time.sleep(0.1)
         raise AssertionError(f"{element}: not on the page, or covered: {self._said()}")
 
-    def _eventually(self, get: Any, errors: type[Exception], what: str = "Chromium") -> Any:
+    def _eventually(
+        self, get: Any, errors: type[Exception] | tuple[type[Exception], ...], what: str = "Chromium"
+    ) -> Any:
         end = time.monotonic() + self.patience
         while True:
             try:
