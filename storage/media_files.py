@@ -96,7 +96,8 @@ class MediaWriter:
 
     def reader(self, files: tuple[FileEntry, ...]) -> MediaReader:
         """A reader of the finished set, whose `files` these are, before it has a record."""
-        return MediaReader(MediaSet.model_construct(uri=self.folder.uri, files=files))
+        stage = self.folder.uri.rsplit("/", 2)[1]
+        return MediaReader(MediaSet.model_construct(stage=stage, uri=self.folder.uri, files=files))
 
     def _log(self, method: str) -> PartLog[MediaPart]:
         return PartLog(self.folder, method, MediaPart, DIGITS)

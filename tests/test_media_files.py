@@ -114,6 +114,16 @@ def test_altered_tar_raises_where_it_is_read(tmp_path: Path):
         MediaReader(artifact)
 
 
+def test_reader_of_a_set_without_a_record_reads_it_and_names_its_stage(tmp_path: Path):
+    folder = Folder(str(tmp_path / "generate_media" / "0"))
+    reader = MediaWriter(folder).reader(write(folder).files)
+    name, data = pictures("aligned", 0)[0]
+    assert reader.read("aligned", name) == data
+    flip(folder, "aligned/00000.tar", folder.read("aligned/00000.tar").index(PNG) + 10)
+    with pytest.raises(StoreError, match="re-run generate_media with --refresh"):
+        reader.read("aligned", name)
+
+
 @pytest.mark.parametrize(
     "change", [{"offset": 10**9}, {"offset": -1}, {"size": 10**9}, {"name": ""}, {"sha256": "x"}, {"more": 1}]
 )
