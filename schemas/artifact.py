@@ -281,7 +281,12 @@ def canonical(value: Any) -> Any:
 
 def sha256_json(value: Any) -> str:
     """sha256 of the canonical compact JSON of `value`, as 64 hex digits."""
-    text = json.dumps(canonical(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return sha256_compact(canonical(value))
+
+
+def sha256_compact(value: Any) -> str:
+    """sha256 of the compact JSON of `value`, which is canonical already."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -296,4 +301,4 @@ def content_digest(files: tuple[FileEntry, ...]) -> str:
 
     Files of provenance are left out, so that what was made where changes no child.
     """
-    return sha256_json([[f.path, f.size, f.sha256] for f in sorted(files, key=lambda f: f.path) if f.content])
+    return sha256_compact([[f.path, f.size, f.sha256] for f in sorted(files, key=lambda f: f.path) if f.content])

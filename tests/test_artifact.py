@@ -65,6 +65,9 @@ def test_content_digest_depends_on_bytes_not_on_order():
     assert content_digest((one, two)) == content_digest((two, one))
     assert content_digest((one,)) != content_digest((two,))
     assert content_digest((one, two.model_copy(update={"content": False}))) == content_digest((one,))
+    named = FileEntry(path='é"1', size=7, sha256="2" * 64)
+    assert content_digest((named, two)) == sha256_json([["b", 1, "1" * 64], ['é"1', 7, "2" * 64]])
+    assert content_digest((named, two)) == "56f60a1266d35c4ef923d458a0a149e804f4c4b8f09adf4a70b574309d5d2524"
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../../x", "a//b", "a\\b", ""])
