@@ -44,22 +44,27 @@ def model_path(model: Model, run: Execution, patterns: Sequence[str] | None = No
     """The local folder of a model.
 
     `patterns` limits what is fetched when the model comes from the hub. Raises ModelError when the model is
-    nowhere, or is a folder of another digest than its revision says.
+    nowhere, is a folder of another digest than its revision says, or names weights outside of its folder.
     """
     folder = local_folder(model, run)
-    return str(folder) if folder else _from_hub(model, patterns)
+    if folder is None:
+        folder = Path(_from_hub(model, patterns))
+        require_own_weights(folder)
+    return str(folder)
 
 
 def local_folder(model: Model, run: Execution) -> Path | None:
     """The folder of a model that is on this machine, None for one that the hub would be asked for.
 
-    Raises ModelError for a folder of another digest than the revision says, or when there is none and it says one.
+    Raises ModelError for a folder of another digest than the revision says or that names weights outside of it, or
+    when there is none and the revision is a digest.
     """
     folders = run.model_dirs if _is_relative(model.name) else ()
     tried = [Path(folder).expanduser() / model.name for folder in folders]
     for folder in (*tried, Path(model.name).expanduser()):
         if folder.is_dir():
             _check_revision(model, folder)
+            require_own_weights(folder)
             return folder
     if model.revision is not None and model.revision.startswith(DIGEST):
         places = ", ".join(str(folder) for folder in tried) or "no model folder"
@@ -117,6 +122,22 @@ def require_files(path: str | Path, patterns: Sequence[str]) -> None:
                 f"model {path}: found no file {pattern} with content, expected {', '.join(patterns)}. "
                 "The model is not whole; copy or fetch it again."
             )
+
+
+def require_own_weights(folder: Path) -> None:
+    """Raises ModelError for an index of weights, also a pipeline part's, that names anything but files beside it.
+
+    The libraries join such names with the folder as they are (CVE-2026-75104, CVE-2026-69112).
+    """
+    for index in sorted((*folder.glob("*.index*.json"), *folder.glob("*/*.index*.json"))):
+        weights = json_object(index).get("weight_map", {})
+        for name in weights.values() if isinstance(weights, dict) else (weights,):
+            if not isinstance(name, str) or name in ("", ".", "..") or set(name) & {"/", "\\", "\0"}:
+                raise ModelError(
+                    f"model {folder}: found the weights {str(name)[:100]!r} in {index.relative_to(folder)}, expected "
+                    "the name of a file beside it. An index that points elsewhere can have any file read; take another "
+                    "model."
+                )
 
 
 @contextmanager

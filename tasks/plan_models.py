@@ -18,7 +18,7 @@ from thinkdiff.schemas.artifact import Execution, Model
 from thinkdiff.schemas.errors import ModelError
 from thinkdiff.schemas.features import FeatureSpec, PictureTokens
 from thinkdiff.schemas.plan import Finding, Job, Level
-from thinkdiff.tasks.models import local_folder
+from thinkdiff.tasks.models import local_folder, require_own_weights
 from thinkdiff.tasks.plan_hub import Answer, Hub, cached_snapshot
 from thinkdiff.tasks.plan_known import HUB, MODELS, licence_of
 
@@ -80,9 +80,10 @@ class Models:
     def _look(self, model: Model) -> Place:
         try:
             folder = local_folder(model, self.run)
+            if folder is None and (folder := cached_snapshot(model)):
+                require_own_weights(folder)
         except ModelError as error:
             return Place(wrong=str(error))
-        folder = folder or cached_snapshot(model)
         return Place(folder) if folder else Place(answer=self.hub.look(model))
 
 

