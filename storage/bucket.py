@@ -19,6 +19,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
 import botocore.session
+import fsspec
 import fsspec.config
 import obstore
 from botocore.credentials import Credentials, RefreshableCredentials
@@ -223,3 +224,18 @@ def reason(error: BaseException) -> str:
     said = re.search(r"<Message>(.*?)</Message>", str(error))
     code = error_code(error)
     return f"{code}: {said[1]}" if said and code else brief(error)
+
+
+@functools.lru_cache(maxsize=8)
+def filesystem(scheme: str, process: int, settings: Settings) -> Any:
+    """The fsspec filesystem of a scheme: one for each process, and for S3 one for its settings."""
+    if scheme != "s3":
+        return fsspec.filesystem(scheme)
+    from botocore.exceptions import FlexibleChecksumError
+    from s3fs.core import add_retryable_error
+
+    add_retryable_error(FlexibleChecksumError)  # bytes that were altered on their way
+    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+    if "config_kwargs" not in fsspec.config.conf.get("s3", {}):
+        options["config_kwargs"] = {"read_timeout": patience(), "connect_timeout": min(patience(), 10)}
+    return fsspec.filesystem(scheme, **options)

@@ -127,7 +127,7 @@ class CheckpointWriter:
     def keep(self, last: int, also: Sequence[int] = ()) -> None:
         """Removes all checkpoints but the newest `last` and those of the steps `also`."""
         steps = sorted(self._committed())
-        for step in set(steps[: len(steps) - last]) - set(also):
+        for step in set(steps[: max(len(steps) - last, 0)]) - set(also):
             # The record first: what has no record is no checkpoint.
             self.folder.delete(self._log.name(step))
             self.folder.delete(tensors_name(step))

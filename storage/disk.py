@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +24,49 @@ MOST_BUFFERS = 1024  # of one system call
 BLOCK = 4096  # bytes, to which what passes the page cache must be aligned
 LARGE = 1 << 20
 AHEAD = 32  # requests that the disk knows of
+
+
+def files(base: str, depth: int | None = None) -> dict[str, int]:
+    """Paths below `base` and sizes in bytes of all its files, of links to files too; links to folders are not entered.
+
+    depth: folders that are gone into, counted from 1 for `base`; None for all. What vanishes meanwhile is left out.
+    Raises OSError for a folder that cannot be listed: left out, its files would pass for deleted ones.
+    """
+    found, folders = dict[str, int](), [("", 1)]
+    while folders:
+        folder, level = folders.pop()
+        try:
+            with os.scandir(f"{base}/{folder}") as listed:
+                entries = list(listed)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                if depth is None or level < depth:
+                    folders.append((f"{folder}{entry.name}/", level + 1))
+            elif (state := state_of(entry)) and stat.S_ISREG(state.st_mode):
+                found[f"{folder}{entry.name}"] = state.st_size
+    return found
+
+
+def is_file(path: str) -> bool:
+    """Whether there is a file; that it cannot be told raises OSError."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def state_of(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """What is known of an entry of a folder, None for one that has vanished and for a link to nothing."""
+    try:
+        return entry.stat()
+    except FileNotFoundError:
+        return None
+    except OSError:
+        if entry.is_symlink():  # in a circle
+            return None
+        raise
 
 
 def read_range(path: str, start: int, end: int) -> bytes:

@@ -59,7 +59,7 @@ def garbage(root: str) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     for folder in artifact_folders(root):
-        sizes = all_sizes(folder)
+        sizes = folder.all_sizes()
         if LEASE in sizes:
             continue
         listed: set[str] = set(sizes)
@@ -74,13 +74,6 @@ def garbage(root: str) -> dict[str, int]:
         temporary = {name for name in sizes if TEMPORARY in name}
         found |= {f"{prefix}/{name}": sizes[name] for name in sorted((set(sizes) - listed) | temporary)}
     return found
-
-
-def all_sizes(folder: Folder) -> dict[str, int]:
-    """Names and sizes of all files of a folder, temporary ones too."""
-    start = len(folder.fs._strip_protocol(folder.uri).rstrip("/")) + 1
-    found = folder.fs.find(folder.uri, detail=True)
-    return {path[start:]: int(info["size"] or 0) for path, info in found.items()}
 
 
 def remove(root: str, names: dict[str, int]) -> None:

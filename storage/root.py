@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import IO, Any, TypeVar
 
 import fsspec
-import fsspec.config
 import numpy as np
+from fsspec.utils import glob_translate
 
 from thinkdiff.schemas.artifact import FileEntry
 from thinkdiff.schemas.errors import RootError, StoreError, ThinkDiffError
 from thinkdiff.storage import disk
-from thinkdiff.storage.bucket import Bucket, Settings, bucket_of, patience, settings
+from thinkdiff.storage.bucket import Bucket, bucket_of, filesystem, settings
 from thinkdiff.storage.disk import TEMPORARY, Buffers, Octets
 from thinkdiff.storage.refusals import expired, precondition_failed, readable, s3fs_code, scheme_of, unwritable
 
@@ -282,7 +282,8 @@ class Folder:
         """Whether there is a file of that name."""
         path = self.full(name)
         if self.is_local:
-            return os.path.isfile(path)
+            with readable(path):
+                return disk.is_file(path)
         try:
             return self._ask(path, lambda fs: fs.info(path))["type"] == "file"  # fs.isfile takes any fault for a no
         except FileNotFoundError:
@@ -295,16 +296,23 @@ class Folder:
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Names and sizes in bytes of all files below `prefix`, temporary ones left out; {} when there is none."""
-        base = self.full(prefix) if prefix else self.uri
+        start = f"{prefix}/" if prefix else ""
+        found = (Folder(self.full(prefix)) if prefix else self).all_sizes()
+        return {f"{start}{name}": size for name, size in sorted(found.items()) if TEMPORARY not in name}
+
+    def all_sizes(self) -> dict[str, int]:
+        """Names and sizes in bytes of all files below this folder, temporary ones too. Raises RootError, never less."""
+        if self.is_local:
+            with readable(self.uri):
+                return disk.files(self.uri)
         try:
-            found = self._ask(base, lambda fs: fs.find(base, detail=True))
+            found = self._ask(self.uri, lambda fs: fs.find(self.uri, detail=True))
         except FileNotFoundError:
             return {}
-        start = len(self.fs._strip_protocol(self.uri).rstrip("/")) + 1
         # A bucket may list folders as objects of their own; SeaweedFS does when they are empty.
         files = {path: info for path, info in found.items() if info["type"] == "file"}
-        names = {path[start:]: int(info["size"] or 0) for path, info in files.items()}
-        return {name: size for name, size in sorted(names.items()) if TEMPORARY not in name}
+        start = len(self.fs._strip_protocol(self.uri).rstrip("/")) + 1
+        return {path[start:]: int(info["size"] or 0) for path, info in files.items()}
 
     def children(self) -> list[str]:
         """Names of the entries directly in this folder, sorted."""
@@ -318,8 +326,12 @@ class Folder:
 
     def glob(self, pattern: str) -> list[str]:
         """Names of the files that match a shell pattern, sorted."""
-        start = len(self.fs._strip_protocol(self.uri).rstrip("/")) + 1
         wanted = self.full(pattern)
+        if self.is_local:
+            depth = None if "**" in pattern else pattern.count("/") + 1
+            with readable(wanted):
+                return sorted(filter(re.compile(glob_translate(pattern)).match, disk.files(self.uri, depth)))
+        start = len(self.fs._strip_protocol(self.uri).rstrip("/")) + 1
         return sorted(path[start:] for path in self._ask(wanted, lambda fs: fs.glob(wanted)))
 
     def delete(self, name: str) -> None:
@@ -338,9 +350,9 @@ class Folder:
     def sweep(self) -> None:
         """Removes the temporary files that killed writers left below this folder; nothing to do in a bucket."""
         if self.is_local:
-            for path in self.fs.find(self.uri):
-                if os.path.basename(path).startswith(TEMPORARY):
-                    os.unlink(path)
+            for name in self.all_sizes():
+                if os.path.basename(name).startswith(TEMPORARY):
+                    self.delete(name)
 
     def hash(self, name: str) -> FileEntry:
         """Re-reads a file and returns its entry. Raises FileNotFoundError."""
@@ -383,18 +395,3 @@ def matching(base: str, pattern: str) -> list[tuple[Folder, str]]:
         return [(folder, name)] if folder.exists(name) else []
     folder, name = locate(base, "/".join(parts[: first + 1]))
     return [(folder, found) for found in folder.glob("/".join([name, *parts[first + 1 :]]))]
-
-
-@lru_cache(maxsize=8)
-def filesystem(scheme: str, process: int, settings: Settings) -> Any:
-    """The fsspec filesystem of a scheme: one for each process, and for S3 one for its settings."""
-    if scheme != "s3":
-        return fsspec.filesystem(scheme)
-    from botocore.exceptions import FlexibleChecksumError
-    from s3fs.core import add_retryable_error
-
-    add_retryable_error(FlexibleChecksumError)  # bytes that were altered on their way
-    options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
-    if "config_kwargs" not in fsspec.config.conf.get("s3", {}):
-        options["config_kwargs"] = {"read_timeout": patience(), "connect_timeout": min(patience(), 10)}
-    return fsspec.filesystem(scheme, **options)

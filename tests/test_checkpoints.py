@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import pickle
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from s3_server import place, s3  # noqa: F401
 from store_artifacts import artifact_of, cut, flip
 
 from thinkdiff.schemas.aligner import AlignerCheckpoint
-from thinkdiff.schemas.errors import InputError, LockedError, StoreError
+from thinkdiff.schemas.errors import InputError, LockedError, RootError, StoreError
 from thinkdiff.storage.checkpoints import (
     CheckpointWriter,
     Tensors,
@@ -147,6 +149,25 @@ def test_broken_checkpoint_falls_back_to_the_one_before(tmp_path: Path, name: st
     assert again[0] == 2
 
 
+def test_disk_that_does_not_answer_for_a_moment_costs_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = Folder(str(tmp_path))
+    for step in (1, 2):
+        CheckpointWriter(folder).save(step, tensors(step), {})
+    before = folder.sizes()
+
+    def broken(path: str) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "scandir", broken)
+        with pytest.raises(RootError, match="Stale file handle"):
+            CheckpointWriter(folder).latest()
+    assert folder.sizes() == before
+    found = CheckpointWriter(folder).latest()
+    assert found is not None
+    assert found[0] == 2
+
+
 def test_checkpoint_of_a_step_that_is_lost_or_altered_is_told_with_the_way_out(tmp_path: Path):
     folder = Folder.at(str(tmp_path))
     CheckpointWriter(folder).save(2, tensors(2), {})
@@ -156,13 +177,14 @@ def test_checkpoint_of_a_step_that_is_lost_or_altered_is_told_with_the_way_out(t
             CheckpointWriter(folder).at(step)
 
 
-def test_keep_and_clear_leave_what_they_say(place: Folder):
+@pytest.mark.parametrize("last", [1, 2, 3, 9])
+def test_keep_and_clear_leave_what_they_say(place: Folder, last: int):
     writer = CheckpointWriter(place)
     place.write("losses.json", b"[]")
     for step in range(1, 6):
         writer.save(step, tensors(step), {})
-        writer.keep(last=2)
-    kept = [f"checkpoints/{step:08}.{kind}" for step in (4, 5) for kind in ("json", "safetensors")]
+        writer.keep(last=last)
+    kept = [f"checkpoints/{step:08}.{kind}" for step in range(1, 6)[-last:] for kind in ("json", "safetensors")]
     assert sorted(place.sizes()) == sorted([*kept, "losses.json"])
     place.write("checkpoints/00000009.safetensors", b"left by a killed run")
     writer.clear()

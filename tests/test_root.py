@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -81,3 +84,53 @@ def test_write_that_runs_out_of_room_keeps_the_old_file(tmp_path: Path):
     assert done.stdout.count("not writable (File too large)") == 2
     assert os.listdir(tmp_path) == ["file"]
     assert folder.read("file") == b"old"
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        Folder.sizes,
+        Folder.all_sizes,
+        Folder.sweep,
+        lambda folder: folder.glob("*/x.tsv"),
+        lambda folder: folder.exists("b/x.tsv"),
+    ],
+    ids=["sizes", "all sizes", "sweep", "glob", "exists"],
+)
+def test_folder_that_cannot_be_listed_is_not_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Callable[[Folder], object]
+):
+    folder = Folder(str(tmp_path))
+    for name in ("a/x.tsv", "b/x.tsv", "b/.tmp-1"):
+        folder.write(name, b"1")
+
+    def broken(path: Any, call: Callable[..., Any], **given: Any) -> Any:
+        if os.fspath(path).rstrip("/").startswith(f"{tmp_path}/b"):
+            raise OSError(errno.EIO, "Input/output error")
+        return call(path, **given)
+
+    listing, looking = os.scandir, os.stat
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "scandir", lambda path: broken(path, listing))
+        disk.setattr(os, "stat", lambda path, **given: broken(path, looking, **given))
+        with pytest.raises(RootError, match="found no answer that can be used .*Input/output error"):
+            ask(folder)
+    assert sorted(folder.all_sizes()) == ["a/x.tsv", "b/.tmp-1", "b/x.tsv"]
+
+
+def test_files_are_found_through_links_and_folders_are_not(tmp_path: Path):
+    folder = Folder(str(tmp_path / "here"))
+    folder.write("a/b.tsv", b"123")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "c.tsv").write_bytes(b"12")
+    os.symlink(tmp_path / "there" / "c.tsv", tmp_path / "here" / "a" / "c.tsv")
+    os.symlink(tmp_path / "there", tmp_path / "here" / "d")
+    os.symlink("round", tmp_path / "here" / "round")
+    os.symlink("nowhere", tmp_path / "here" / "gone")
+    assert folder.sizes() == {"a/b.tsv": 3, "a/c.tsv": 2}
+    assert folder.sizes("a") == folder.sizes()
+    assert folder.sizes("a/b.tsv") == folder.sizes("x") == {}
+    assert folder.glob("a/*.tsv") == folder.glob("**/?.tsv") == ["a/b.tsv", "a/c.tsv"]
+    assert folder.glob("*.tsv") == folder.glob("[xy]/*.tsv") == []
+    with pytest.raises(RootError, match="can only be an entire path component"):
+        folder.glob("a**/b")
