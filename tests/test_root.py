@@ -113,7 +113,7 @@ def test_folder_that_cannot_be_listed_is_not_an_empty_one(
     with monkeypatch.context() as disk:
         disk.setattr(os, "scandir", lambda path: broken(path, listing))
         disk.setattr(os, "stat", lambda path, **given: broken(path, looking, **given))
-        with pytest.raises(RootError, match="found no answer that can be used .*Input/output error"):
+        with pytest.raises(RootError, match=r"found no answer that can be used .*Input/output error"):
             ask(folder)
     assert sorted(folder.all_sizes()) == ["a/x.tsv", "b/.tmp-1", "b/x.tsv"]
 
