@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     try:
         use_supported_python()
-        print(install(options.venv, test=options.test, torch_index=options.torch_index), flush=True)
+        print(install(options.venv.absolute(), test=options.test, torch_index=options.torch_index), flush=True)
     except InstallError as error:
         print(f"install: {error}", file=sys.stderr)
         return 1

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 POOL = "thinkdiff"
+IMAGE = "/app"  # where the images have the package
 FOLDERS = 64
 SLOT = "gpu"
 SILENCE = timedelta(seconds=120)  # four heartbeats of PREFECT_FLOWS_HEARTBEAT_FREQUENCY=30 and none came
@@ -118,40 +119,56 @@ def wait_for_server(seconds: float = 180) -> None:
 
 
 def make_pool(client: SyncPrefectClient) -> None:
-    """A pool of the type THINKDIFF_POOL_TYPE; for Kubernetes its jobs look as deploy/kubernetes.json says."""
-    from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.exceptions import ObjectAlreadyExists
+    """A pool of the type THINKDIFF_POOL_TYPE; for Kubernetes its jobs look as deploy/kubernetes.json says.
 
-    kind = os.environ.get("THINKDIFF_POOL_TYPE", "process")
-    jobs = json.loads((REPOSITORY / "deploy" / "kubernetes.json").read_text()) if kind == "kubernetes" else {}
+    One that is there is let be where no type is asked for. Ends in a sentence where it is of another type.
+    """
+    from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+    from prefect.exceptions import ObjectNotFound
+
+    asked = os.environ.get("THINKDIFF_POOL_TYPE")
     try:
-        client.create_work_pool(WorkPoolCreate(name=POOL, type=kind, base_job_template=jobs))
-    except ObjectAlreadyExists:
-        pass
+        kind = client.read_work_pool(POOL).type
+    except ObjectNotFound:
+        kind = None
+    if kind and asked and kind != asked:
+        sys.exit(
+            f"provision: found the pool {POOL!r} of type {kind}, expected {asked}: a pool keeps its type. Stop its "
+            f"workers, run `prefect work-pool delete {POOL}`, and then this again."
+        )
+    made = kind or asked or "process"
+    jobs = json.loads((REPOSITORY / "deploy" / "kubernetes.json").read_text()) if made == "kubernetes" else {}
+    if kind is None:
+        client.create_work_pool(WorkPoolCreate(name=POOL, type=made, base_job_template=jobs))
+    elif jobs:
+        client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=jobs))
 
 
 def deploy(client: SyncPrefectClient) -> None:
-    """`prefect deploy --all`; then each deployment's artifacts go to THINKDIFF_ROOT unless a run says otherwise."""
+    """`prefect deploy --all`; then these deployments' artifacts go to THINKDIFF_ROOT unless a run says otherwise.
+
+    In a pool of Kubernetes they run where the image has the package, not in this folder.
+    """
+    import yaml
     from prefect.client.schemas.actions import DeploymentUpdate
 
-    command = [
-        sys.executable,
-        "-m",
-        "prefect",
-        "--no-prompt",
-        "deploy",
-        "--prefect-file",
-        "deploy/prefect.yaml",
-        "--all",
-    ]
+    file = "deploy/prefect.yaml"
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", file, "--all"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"provision: found that `prefect deploy` failed, expected it to end well.\n{done.stdout}{done.stderr}")
-    root = os.environ.get("THINKDIFF_ROOT")
-    for made in client.read_deployments(limit=200) if root else ():
-        if "run" in (made.parameter_openapi_schema or {}).get("properties", {}):
-            parameters = made.parameters | {"run": {"root": root}}
-            client.update_deployment(made.id, DeploymentUpdate(parameters=parameters))
+    ours = {one["name"] for one in yaml.safe_load((REPOSITORY / file).read_text())["deployments"]}
+    root, kubernetes = os.environ.get("THINKDIFF_ROOT"), client.read_work_pool(POOL).type == "kubernetes"
+    for made in client.read_deployments(limit=200):
+        if made.name not in ours or made.work_pool_name != POOL:
+            continue
+        change = DeploymentUpdate()
+        if root and "run" in (made.parameter_openapi_schema or {}).get("properties", {}):
+            change.parameters = made.parameters | {"run": {"root": root}}
+        if kubernetes:
+            change.pull_steps = [{"prefect.deployments.steps.set_working_directory": {"directory": IMAGE}}]
+        if change.model_fields_set:
+            client.update_deployment(made.id, change)
 
 
 def crash_automation() -> AutomationCore:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -118,10 +119,10 @@ def prepare_prefect() -> None:
         logging.getLogger(f"prefect.{name}").addFilter(Quiet())
 
 
-def known_stage(name: str) -> None:
-    """Raises SpecError for a stage that is none."""
-    if name not in STAGES:
-        raise SpecError(f"stage: found {name!r}, expected one of {', '.join(STAGES)}.")
+def known_stage(name: str, stages: Sequence[str] = STAGES) -> None:
+    """Raises SpecError for a stage that is none of `stages`."""
+    if name not in stages:
+        raise SpecError(f"stage: found {name!r}, expected one of {', '.join(stages)}.")
 
 
 def assign(values: dict[str, Any], assignment: str) -> None:

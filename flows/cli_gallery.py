@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from thinkdiff.schemas.artifact import EVERY_STAGE
+
 if TYPE_CHECKING:
     from thinkdiff.schemas.artifact import Stage
 
@@ -37,7 +39,7 @@ def gallery(
     from thinkdiff.flows.cli import asked, known_stage, prepare_prefect
 
     for stage in refresh or ():
-        known_stage(stage)
+        known_stage(stage, EVERY_STAGE)
     spec, run = asked(recipe, set_, {"root": root, "data": data, "device": device, "threads": threads})
     prepare_prefect()
     from thinkdiff.flows.gallery_flow import gallery as flow

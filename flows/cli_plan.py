@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from thinkdiff.schemas.artifact import EVERY_STAGE
+
 if TYPE_CHECKING:
     from thinkdiff.schemas.artifact import PipelineStage
 
@@ -31,8 +33,10 @@ def plan(
     """Names all that a run lacks, at once: models, licences, data, room, GPUs; exit code 2 when something blocks."""
     from thinkdiff.flows.cli import asked, known_stage, prepare_prefect
 
-    for stage in (*filter(None, (until,)), *(refresh or ())):
-        known_stage(stage)
+    if until:
+        known_stage(until)
+    for stage in refresh or ():
+        known_stage(stage, EVERY_STAGE)
     spec, run = asked(recipe, set_, {"root": root, "data": data, "device": device, "refresh": tuple(refresh or ())})
     prepare_prefect()
     from thinkdiff.flows import cli_gallery, gallery_flow, thinkdiff_flow

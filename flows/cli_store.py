@@ -28,12 +28,13 @@ def gc(
     root: Root = "runs",
     delete: Annotated[bool, typer.Option("--delete", help="remove what is listed; without it nothing changes")] = False,
     unreferenced: Annotated[
-        bool, typer.Option("--unreferenced", help="also artifacts of which no aligner, score or page was made")
+        bool,
+        typer.Option("--unreferenced", help="also artifacts of which no aligner, score or page was or is being made"),
     ] = False,
     days: Annotated[float, typer.Option(help="how old these, and uploads to a bucket, must be", min=0)] = 7.0,
 ) -> None:
     """Lists (or removes) what no record names: parts of broken runs, temporary files, unfinished uploads."""
-    from thinkdiff.schemas.errors import RootError
+    from thinkdiff.schemas.errors import LockedError, RootError
     from thinkdiff.storage import housekeeping
 
     found, uploads = housekeeping.garbage(root), list[dict[str, str]]()
@@ -42,7 +43,8 @@ def gc(
     except RootError as error:
         typer.echo(f"uploads are left out: {error}", err=True)
     unused = housekeeping.unreferenced(root, days) if unreferenced else []
-    sizes = {f"{one.stage}/{one.fingerprint}/ (whole)": sum(file.size for file in one.files) for one in unused}
+    names = {f"{one.stage}/{one.fingerprint}/ (whole)": one for one in unused}
+    sizes = {name: sum(file.size for file in one.files) for name, one in names.items()}
     for name, size in (found | sizes).items():
         typer.echo(f"{size:>12} {name}")
     for upload in uploads:
@@ -50,10 +52,14 @@ def gc(
     if delete:
         housekeeping.remove(root, found)
         housekeeping.give_up(root, uploads)
-        for artifact in unused:
-            housekeeping.discard(artifact, root)
+        for name, artifact in names.items():
+            try:
+                housekeeping.discard(artifact, root)
+            except LockedError as error:
+                typer.echo(f"left: {error}", err=True)
+                del sizes[name]
     total = sum((found | sizes).values()) / 1e6
-    what = f"{len(found)} files, {len(uploads)} uploads, {len(unused)} artifacts, {total:.1f} MB"
+    what = f"{len(found)} files, {len(uploads)} uploads, {len(sizes)} artifacts, {total:.1f} MB"
     typer.echo(f"{what} {'removed' if delete else 'could be removed with --delete'}")
 
 

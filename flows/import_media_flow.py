@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect import flow
 
+from thinkdiff.flows.recipes import rooted
 from thinkdiff.flows.thinkdiff_flow import Ledger
 from thinkdiff.schemas.artifact import Execution
 from thinkdiff.schemas.media import GivenMedia
@@ -16,5 +17,5 @@ from thinkdiff.tasks.import_media import import_media
 def import_given(spec: GivenMedia, run: Execution) -> dict[str, Any]:
     """Imports the pictures that `run.given` holds; returns what `thinkdiff import-media --json` prints."""
     ledger = Ledger()
-    artifact = ledger.add(import_media(run, spec), role=spec.name)
+    artifact = ledger.add(import_media(rooted(run), spec), role=spec.name)
     return ledger.result().model_dump(mode="json") | {"counts": artifact.counts}

@@ -7,6 +7,7 @@ the hub; `lvlm-paper-ablations` trains its variants.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from thinkdiff.schemas.aligner import AlignerSpec
@@ -42,14 +43,23 @@ def recipe(name: str) -> PipelineSpec:
 
 
 def execution(run: Execution, spec: PipelineSpec) -> Execution:
-    """`run` with the miniature's models behind the user's own model directories.
+    """`rooted(run)` with the miniature's models behind the user's own model directories.
 
     The miniature's models are too small for a second thread: its cost is greater than its gain.
     """
     from thinkdiff.mini.release import weights_folder
 
-    threads = run.threads or (1 if spec.world is not None else 0)
+    run, threads = rooted(run), run.threads or (1 if spec.world is not None else 0)
     return run.model_copy(update={"model_dirs": (*run.model_dirs, str(weights_folder())), "threads": threads})
+
+
+def rooted(run: Execution) -> Execution:
+    """`run` with the root of the worker, THINKDIFF_ROOT, unless it names one.
+
+    A run's own `run` takes the place of its deployment's, as a whole, and with it of the root there.
+    """
+    root = os.environ.get("THINKDIFF_ROOT")
+    return run.model_copy(update={"root": root}) if root and "root" not in run.model_fields_set else run
 
 
 def study(name: str) -> PipelineSpec | None:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from thinkdiff.schemas.artifact import EVERY_STAGE, Artifact, Stage
 from thinkdiff.storage.disk import TEMPORARY
-from thinkdiff.storage.lease import LEASE
+from thinkdiff.storage.lease import LEASE, Lease
 from thinkdiff.storage.records import (
     RECORD,
     altered_files,
@@ -18,6 +18,7 @@ from thinkdiff.storage.records import (
     inconsistencies,
     missing_files,
     other_version,
+    read_inputs,
     with_ancestors,
 )  # fmt: skip
 from thinkdiff.storage.refusals import readable
@@ -84,9 +85,14 @@ def remove(root: str, names: dict[str, int]) -> None:
 
 
 def unreferenced(root: str, days: float) -> list[Artifact]:
-    """Artifacts of which no aligner, score or page was made, older than so many days, and that nobody works on."""
+    """Artifacts of which no aligner, score or page was made or is being made, older than so many days.
+
+    What a killed run was made of is kept, as that run can go on.
+    """
     everything = list(find_artifacts(root))
-    kept = with_ancestors((artifact for artifact in everything if artifact.stage in ENDS), root)
+    needed = {name for folder in artifact_folders(root) for name in read_inputs(folder)}
+    ends = (a for a in everything if a.stage in ENDS or f"{a.stage}/{a.fingerprint}" in needed)
+    kept = with_ancestors(ends, root)
     before = datetime.now(UTC) - timedelta(days=days)
     return [
         artifact
@@ -114,10 +120,11 @@ def drop(folder: Folder) -> None:
 
 
 def discard(artifact: Artifact, root: str) -> None:
-    """Removes an artifact and its folder."""
+    """Removes an artifact and its folder. Raises LockedError when a run works on it."""
     folder = artifact_folder(root, artifact.stage, artifact.fingerprint)
-    drop(folder)
-    folder.delete_all()
+    with Lease(folder, 30.0):
+        drop(folder)
+        folder.delete_all()
 
 
 def abandoned_uploads(root: str, days: float) -> list[dict[str, str]]:

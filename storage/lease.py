@@ -1,9 +1,10 @@
 """A lock with a lease: one run works on an artifact at a time, and a killed holder does not keep it for ever.
 
-The holder renews its lease file in a thread. Another run takes the lease over when the holder's process is dead (same
-host), or when the file has not changed for as long as the lease runs, watched by the newcomer's own clock, so that
-clocks of two hosts need not agree. Otherwise it waits, or is refused when it does not want to. Limit: two newcomers
-that take over the same dead lease at once are told apart by reading back after a pause, not by a transaction.
+The holder renews its lease file in a thread. Another run takes the lease over when the holder's process is dead (seen
+where both are of one boot and one namespace of process ids, which two containers of one host name are not), or when
+the file has not changed for as long as the lease runs, watched by the newcomer's own clock, so that clocks of two hosts
+need not agree. Otherwise it waits, or is refused when it does not want to. Limit: two newcomers that take over the same
+dead lease at once are told apart by reading back after a pause, not by a transaction.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -35,12 +37,21 @@ def process_start(pid: int) -> str | None:
     except OSError:
         try:
             os.kill(pid, 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, OverflowError):
             return None
         except OSError:
             pass
         return "unknown"
     return None if fields[0] == "Z" else fields[19]
+
+
+def place() -> dict[str, str]:
+    """Where process ids mean the same: the host's name, its boot, and the namespace of the ids; "" where not told."""
+    found = {"host": socket.gethostname(), "boot": "", "ids": ""}
+    with suppress(OSError):
+        found["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        found["ids"] = os.readlink("/proc/self/ns/pid")
+    return found
 
 
 def named(holder: dict[str, Any]) -> str:
@@ -114,10 +125,10 @@ class Lease:
         self._count += 1
         pid = os.getpid()
         body = {
-            "token": self.token, "host": socket.gethostname(), "pid": pid, "started": process_start(pid),
-            "seconds": self.seconds, "renewed": self._count,
+            "token": self.token, "pid": pid, "started": process_start(pid), "seconds": self.seconds,
+            "renewed": self._count,
         }  # fmt: skip
-        return json.dumps(body).encode()
+        return json.dumps(body | place()).encode()
 
     def _holder(self) -> dict[str, Any]:
         try:
@@ -128,7 +139,7 @@ class Lease:
 
     def _wait_for_death(self) -> None:
         first = self._holder()
-        if first.get("host") == socket.gethostname() and isinstance(first.get("pid"), int):
+        if place().items() <= first.items() and isinstance(first.get("pid"), int):
             alive = process_start(first["pid"]) == first.get("started")
             if alive and (first["pid"] != os.getpid() or first.get("token") in HELD):
                 raise self._refusal(first)

@@ -20,6 +20,7 @@ from thinkdiff.storage.disk import Octets
 from thinkdiff.storage.root import Folder, sha256_hex
 
 RECORD = "artifact.json"
+INPUTS = "inputs.json"  # what an artifact is being made of; it goes once there is a record
 READINGS = 2
 A = TypeVar("A", bound=Artifact)
 S = TypeVar("S", bound=Spec)
@@ -34,6 +35,20 @@ def artifact_folder(root: str, stage: Stage, fingerprint: str) -> Folder:
 def write_record(artifact: Artifact) -> None:
     """Commits an artifact; all its files must have been written before."""
     Folder(artifact.uri).write(RECORD, artifact.model_dump_json(indent=1).encode())
+
+
+def write_inputs(folder: Folder, parents: Iterable[Artifact]) -> None:
+    """Says in an artifact's folder what it is being made of, so that `unreferenced` keeps that."""
+    folder.write(INPUTS, json.dumps([f"{parent.stage}/{parent.fingerprint}" for parent in parents]).encode())
+
+
+def read_inputs(folder: Folder) -> list[str]:
+    """`stage/fingerprint` of what an artifact is being made of, [] where none is or that cannot be read."""
+    try:
+        found = json.loads(folder.read(INPUTS))
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        return []
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
 
 
 def read_record(folder: Folder, kind: type[A]) -> A | None:

@@ -49,7 +49,7 @@ from thinkdiff.schemas.errors import SpecError, StoreError
 from thinkdiff.schemas.plan import Job
 from thinkdiff.storage.housekeeping import drop
 from thinkdiff.storage.lease import Lease
-from thinkdiff.storage.records import RECORD, artifact_folder, read_record, write_record
+from thinkdiff.storage.records import INPUTS, RECORD, artifact_folder, read_record, write_inputs, write_record
 from thinkdiff.storage.root import Folder
 from thinkdiff.tasks import metrics
 from thinkdiff.tasks.progress import Progress, run_logger, told
@@ -238,6 +238,8 @@ class Step(Generic[P, A]):
                 folder.delete(RECORD)
             if refresh:
                 drop(folder)
+            if parents:
+                write_inputs(folder, parents.values())
             with gpu_slot(run, log) if self.gpu else nullcontext():
                 began = time.monotonic()
                 with relayed(log):
@@ -245,6 +247,8 @@ class Step(Generic[P, A]):
             artifact = self._record(folder, spec, parents, made, time.monotonic() - began)
             lease.check()
             write_record(artifact)
+            if parents:
+                folder.delete(INPUTS)
             made.after()
         with told(log):
             create_markdown_artifact(page(artifact, made.page), key=self.name.replace("_", "-"), description=folder.uri)

@@ -166,6 +166,8 @@ def test_e2e_generate_draws_a_picture_from_pictures_and_words(first, world, tmp_
         (["run", "nonsense"], "recipe: found 'nonsense', expected one of mini"),
         (["run", "mini", "--until", "nonsense"], "stage: found 'nonsense', expected one of sample_captions"),
         (["run", "mini", "--refresh", "nonsense"], "stage: found 'nonsense'"),
+        (["gallery", "--refresh", "draw"], "expected one of sample_captions, fetch_images"),
+        (["gallery", "--refresh", "score_gallery", "--folder", "/nonexistent"], "/nonexistent"),
         (["run", "mini", "--set", "aligner.nonsense=1"], "The spec has no such key"),
         (["run", "mini", "--set", "aligner.steps=-1"], "PipelineSpec.aligner.steps: found -1, expected"),
         (["run", "mini", "--root", "ftp://x/y"], "found scheme 'ftp'"),

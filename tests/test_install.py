@@ -215,6 +215,14 @@ def test_install_leaves_an_environment_in_order_alone(tmp_path: Path, monkeypatc
     assert install.install(tmp_path, test=True) == f"{tmp_path} is in order: what it holds"
 
 
+def test_install_takes_a_venv_from_the_callers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked: list[Path] = []
+    monkeypatch.setattr(install, "install", lambda venv, **options: asked.append(venv) or "")
+    assert install.main(["--venv", "env"]) == 0
+    assert asked == [tmp_path / "env"]
+
+
 def test_install_gets_the_package_that_is_gone_and_checks_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

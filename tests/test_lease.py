@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from thinkdiff.schemas.errors import LockedError
-from thinkdiff.storage.lease import LEASE, Lease, process_start
+from thinkdiff.storage.lease import LEASE, Lease, place, process_start
 from thinkdiff.storage.root import Folder
 
 HOLDER = """
@@ -52,7 +51,7 @@ def test_lease_of_a_killed_process_is_free_at_once_and_of_a_living_one_is_not(tm
 def test_lease_of_a_stopped_process_id_that_was_given_out_again_is_free(tmp_path: Path):
 
     folder = Folder(str(tmp_path))
-    held_by(folder, host=socket.gethostname(), pid=os.getpid(), started="another start")
+    held_by(folder, **place(), pid=os.getpid(), started="another start")
     with Lease(folder, 30.0) as lease:
         lease.check()
 
@@ -63,6 +62,23 @@ def test_lease_of_another_host_is_taken_over_when_it_is_not_renewed(tmp_path: Pa
     began = time.monotonic()
     with Lease(folder, 30.0) as lease:
         assert time.monotonic() - began >= 0.4
+        lease.check()
+
+
+@pytest.mark.parametrize("field", ["boot", "ids"])
+def test_lease_of_a_container_of_the_same_host_name_is_not_taken_for_a_dead_one(tmp_path: Path, field: str):
+    folder = Folder(str(tmp_path))
+    held_by(folder, **place() | {field: "another"}, pid=10**30)
+    began = time.monotonic()
+    with Lease(folder, 30.0) as lease:
+        assert time.monotonic() - began >= 0.4
+        lease.check()
+
+
+def test_lease_of_a_process_id_that_cannot_be_is_free(tmp_path: Path):
+    folder = Folder(str(tmp_path))
+    held_by(folder, **place(), pid=10**30, seconds=60.0)
+    with Lease(folder, 30.0) as lease:
         lease.check()
 
 
@@ -111,7 +127,7 @@ def test_lease_is_given_back_when_the_work_fails(tmp_path: Path):
 
 def test_lease_that_this_process_could_not_give_back_is_free(tmp_path: Path):
     folder = Folder(str(tmp_path))
-    held_by(folder, host=socket.gethostname(), pid=os.getpid(), started=process_start(os.getpid()))
+    held_by(folder, **place(), pid=os.getpid(), started=process_start(os.getpid()))
     with Lease(folder, 30.0) as lease:
         lease.check()
 

@@ -12,11 +12,20 @@ from store_artifacts import artifact_of, flip
 from thinkdiff.schemas.aligner import AlignerCheckpoint
 from thinkdiff.schemas.artifact import Artifact, Parent
 from thinkdiff.schemas.captions import CaptionSet
-from thinkdiff.schemas.errors import RootError, StoreError
+from thinkdiff.schemas.errors import LockedError, RootError, StoreError
 from thinkdiff.schemas.features import FeatureSet
 from thinkdiff.storage import housekeeping
+from thinkdiff.storage.lease import Lease
 from thinkdiff.storage.mirror import mirror
-from thinkdiff.storage.records import RECORD, artifact_folder, read_record, write_record
+from thinkdiff.storage.records import (
+    INPUTS,
+    RECORD,
+    artifact_folder,
+    find_artifacts,
+    read_record,
+    write_inputs,
+    write_record,
+)
 from thinkdiff.storage.root import Folder
 
 BIG = bytes(range(256)) * 20_000  # a piece and a bit
@@ -100,6 +109,24 @@ def test_gc_removes_what_nothing_was_made_of_when_it_is_old_and_asked_for(root: 
     assert done.stdout.splitlines()[-1] == "0 files, 0 uploads, 1 artifacts, 0.0 MB removed"
     assert not (Path(root) / unused).exists()
     assert housekeeping.verify_root(root, deep=True) == (3, [])
+
+
+def test_gc_keeps_what_a_run_works_on_or_was_making_something_of(root: str):
+    unused = f"extract_features/{'d' * 32}"
+    child = artifact_folder(root, "train_aligner", "e" * 32)
+    (artifact,) = (one for one in find_artifacts(root) if one.fingerprint == "d" * 32)
+    write_inputs(child, [artifact])
+    child.write("checkpoints/00001000.json", b"{}")
+    done = thinkdiff("gc", "--root", root, "--unreferenced", "--delete")
+    assert done.stdout.splitlines()[-1] == "0 files, 0 uploads, 0 artifacts, 0.0 MB removed"
+    for broken in (b"{", b"7", b"[7]"):
+        child.write(INPUTS, broken)
+        assert unused in thinkdiff("gc", "--root", root, "--unreferenced").stdout
+    with Lease(Folder(artifact.uri), 30.0), pytest.raises(LockedError):
+        housekeeping.discard(artifact, root)
+    assert (Path(root) / unused / RECORD).exists()
+    housekeeping.discard(artifact, root)
+    assert not (Path(root) / unused).exists()
 
 
 def test_gc_ends_uploads_that_were_abandoned(s3: str, monkeypatch: pytest.MonkeyPatch):  # noqa: F811

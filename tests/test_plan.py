@@ -189,7 +189,7 @@ def test_command_prints_a_table_or_json_and_exits_with_2(tmp_path: Path):
     table = CliRunner().invoke(app, command)
     assert table.exit_code == 2
     assert "model google/flan-t5-xxl: found it in no model folder" in table.stdout
-    told = CliRunner().invoke(app, [*command, "--json", "--set", "captions.n=100"])
+    told = CliRunner().invoke(app, [*command, "--json", "--set", "captions.n=100", "--refresh", "score_gallery"])
     assert told.exit_code == 2
     assert {finding["level"] for finding in json.loads(told.stdout)["findings"]} >= {"blocks", "tells"}
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from thinkdiff.flows.recipes import ABLATION_SEEDS, MINI_PROMPT_ROWS, recipe
+from thinkdiff.flows.recipes import ABLATION_SEEDS, MINI_PROMPT_ROWS, execution, recipe, rooted
+from thinkdiff.schemas.artifact import Execution
 from thinkdiff.schemas.media import MediaSpec
 from thinkdiff.schemas.pipeline import PipelineSpec, Variant
 
@@ -52,3 +53,12 @@ def test_prompt_of_the_miniature_has_room_for_the_worlds_longest_caption_and_no_
     assert media is not None
     assert media.prompt_rows == MINI_PROMPT_ROWS == longest + 1
     assert MediaSpec.model_fields["prompt_rows"].default == 512
+
+
+def test_run_that_names_no_root_goes_to_the_workers(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("THINKDIFF_ROOT", raising=False)
+    assert rooted(Execution(engines=2)) == Execution(engines=2)
+    monkeypatch.setenv("THINKDIFF_ROOT", "s3://bucket/runs")
+    assert rooted(Execution(engines=2)) == Execution(engines=2, root="s3://bucket/runs")
+    assert rooted(Execution(root="runs")).root == "runs"
+    assert execution(Execution(), recipe("mini")).root == "s3://bucket/runs"

@@ -17,6 +17,7 @@ from thinkdiff.schemas.aligner import AlignerCheckpoint, AlignerSpec
 from thinkdiff.schemas.artifact import Execution, Model
 from thinkdiff.schemas.captions import CaptionSet, CaptionSpec, Collection
 from thinkdiff.storage.lease import Lease
+from thinkdiff.storage.records import INPUTS, read_inputs
 from thinkdiff.storage.root import Folder
 from thinkdiff.tasks.progress import told
 from thinkdiff.tasks.step import Made, Work, step
@@ -36,6 +37,7 @@ def parent_stage(work: Work, spec: CaptionSpec) -> Made:
 @step(AlignerCheckpoint)
 def child_stage(work: Work, spec: AlignerSpec, parent: CaptionSet) -> Made:
     CALLS.append("child")
+    assert read_inputs(work.folder) == [f"{parent.stage}/{parent.fingerprint}"]
     with work.progress(2, "steps") as progress:
         progress.advance(2)
     return Made(files=(work.folder.write("out.bin", b"child of " + parent.digest.encode()),))
@@ -62,6 +64,7 @@ def test_step_second_run_is_cached_and_computes_nothing(tmp_path):
     assert states(run) == ["Completed", "Completed"]
     assert states(run) == ["Cached", "Cached"]
     assert CALLS == ["parent", "child"]
+    assert not list(tmp_path.rglob(INPUTS))
 
 
 def test_step_refresh_computes_again_and_leaves_children_cached_when_bytes_are_the_same(tmp_path):
