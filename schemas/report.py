@@ -13,7 +13,7 @@ class ReportSpec(Spec):
     """What the report is called and how much of it is shown."""
 
     stage: ClassVar[Stage] = "render_report"
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     title: str = "ThinkDiff"
     examples: int = Field(default=20, ge=0, description="prompts shown with their pictures")
     failures: int = Field(default=12, ge=0, description="more of them, whose aligned picture is wrong")

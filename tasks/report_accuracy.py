@@ -17,18 +17,21 @@ NAMES: Mapping[str, str] = {
     "text_bridge": "Text bridge",
     "text_prompt": "Text as a prompt",
     "true_caption": "True caption",
+    "answer": "Answer in words",
 }
 NOTES: Mapping[str, str] = {
     "aligned": "the VLM's hidden states",
     "text_bridge": "the VLM's words",
     "text_prompt": "the same, padded",
     "true_caption": "the right answer's words",
+    "answer": "what the VLM says",
 }
 ROUTES: Mapping[str, str] = {
     "aligned": "the hidden states of the VLM's answer, through the aligner. No word is passed on.",
     "text_bridge": "the VLM's answer as text, through the T5 encoder, all else as for the aligned: like for like.",
     "text_prompt": "the same text as a user would hand it to the diffusion model: padded, pooled by its CLIP, if any.",
     "true_caption": "a caption of the right picture, through the T5 encoder: the best this diffusion model can do.",
+    "answer": "what the VLM says, before anything is drawn.",
 }
 GROUPS: Mapping[str, str] = {"seen": "seen", "held-out": "held out"}
 MEAN = "mean"
@@ -44,10 +47,12 @@ def accuracy(scores: Scores, chance: Chance, judge: str) -> Html:
             if (cell := scores.cell(method, shots)) is not None
         ]
         charts.append(bars(f"{shots} shots", rows, chance.blind))
+    words = "answer" in scores.methods
     asked = (
-        "Each question shows a few words, each with a picture, and then a word alone. The picture drawn for it is "
-        f"right when the judge ({judge}) finds both the right object and the right attribute in it. The same diffusion "
-        "model draws in these ways:"
+        "Each question shows a few words, each with a picture, and then a word alone. "
+        f"{'No picture is judged here: what is said to it' if words else 'The picture drawn for it'} is right when the "
+        f"judge ({judge}) finds both the right object and the right attribute in it. "
+        f"{'Judged is:' if words else 'The same diffusion model draws in these ways:'}"
     )
     guesser = (
         "A guesser who draws the word that is asked for, with any of the other words, would be right "
@@ -115,7 +120,7 @@ def halves(scores: Scores) -> Html:
         cells = [scores.cell(method, shots) for shots in scores.shots]
         shares = [share for cell in cells for share in ((cell.thing, cell.value) if cell else (None, None))]
         rows.append([NAMES.get(method, method), *("–" if s is None else f"{percent(s)}%" for s in shares)])
-    note = "A picture is right when both are; each alone shows which of the two is lost."
+    note = "Both must be right; each alone shows which of the two is lost."
     return join([tag("h3", "Object and attribute apart"), tag("p", note), table(head, rows)])
 
 

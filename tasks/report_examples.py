@@ -47,12 +47,12 @@ class Example:
         return ("right" if found[0].right else "wrong") if found else ""
 
 
-def axes(tasks: Sequence[str], shots: Sequence[int], blamed: Sequence[str]) -> list[Axis]:
+def axes(tasks: Sequence[str], shots: Sequence[int], outcomes: Sequence[str], blamed: Sequence[str]) -> list[Axis]:
     """What questions are filtered by, in the order of `filtered`."""
     return [
         Axis("task", "task", tasks),
         Axis("shots", "shots", list(map(str, shots))),
-        Axis("outcome", "aligned picture", ("right", "wrong")),
+        Axis("outcome", "aligned picture", outcomes),
         Axis("blamed", "fails in", blamed),
     ]
 

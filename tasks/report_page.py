@@ -54,7 +54,8 @@ class Content:
     @property
     def axes(self) -> list[Axis]:
         """What the questions are filtered by."""
-        return axes(self.scores.tasks, self.scores.shots, list(BLAMED.values()) if self.failed else ())
+        outcomes = ("right", "wrong") if "aligned" in self.scores.methods else ()
+        return axes(self.scores.tasks, self.scores.shots, outcomes, list(BLAMED.values()) if self.failed else ())
 
     def model(self, role: str, field: str) -> str:
         """The name of a model that an artifact's spec asked for."""
@@ -109,8 +110,8 @@ def pictures(content: Content) -> Html:
         return tag("p", "This report was asked to show no examples.", class_="soft")
     note = (
         f"{plural(len(content.examples), 'question')}, spread evenly over the tasks, and of the failures over what "
-        "they are put down to, all chosen by a hash of their names, so nobody picked the good ones. Under each drawn "
-        "picture stands what the judge sees in it; ✓ means that object and attribute are both right."
+        "they are put down to, all chosen by a hash of their names, so nobody picked the good ones. Under each name "
+        "stands what the judge sees; ✓ means that object and attribute are both right."
     )
     return join([tag("p", note), buttons(content.axes, "pictures"), cards(content.examples, NAMES, content.axes)])
 
@@ -119,7 +120,8 @@ def mistakes(content: Content) -> Html:
     """Which part of the chain fails, and which words are taken for which."""
     parts = [failures(content.failed, content.second, content.read_back), confused(content.confused)]
     if not any(parts):
-        return tag("p", "No picture of the aligned route is wrong.", class_="soft")
+        found = "wrong" if "aligned" in content.scores.methods else "judged"
+        return tag("p", f"No picture of the aligned route is {found}.", class_="soft")
     return join(parts)
 
 

@@ -126,8 +126,8 @@ def read_evidence(media: MediaSet, scores: Scorecard) -> Evidence:
 class Cards:
     """Makes the questions that are shown, with their demonstrations, drawn pictures, verdicts and texts.
 
-    `systems` are pictures and scorecards by the name under which they are shown: the run's own by method, and those of
-    other systems.
+    Shown are the methods that were judged, and other systems by their names; an answer in words has a verdict and no
+    picture.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Cards:
         self.root, self.asked, self.evidence, self.log = root, asked, evidence, log
         self.verdicts: dict[tuple[str, str], Verdict] = dict(evidence.verdicts)
         reader = MediaReader(media)
-        self.readers = {str(method): (reader, str(method)) for method in media.stats["methods"]}
+        self.readers = {method: (reader, method) for method, _ in evidence.verdicts}
         self.causes: dict[str, Cause] = causes(evidence)
         try:
             self.files = find_data(data, asked.images, asked)
@@ -148,9 +148,10 @@ class Cards:
         """Takes the pictures of other systems in."""
         for name, card in others.items():
             media = parent(self.root, card, "media", MediaSet)
-            (method,) = media.stats["methods"]
-            self.readers[name] = MediaReader(media), str(method)
-            self.verdicts |= {(name, row.name): row for row in read_verdicts(card)}
+            rows = read_verdicts(card)
+            (method,) = {row.method for row in rows}
+            self.readers[name] = MediaReader(media), method
+            self.verdicts |= {(name, row.name): row for row in rows}
 
     def shown(self, count: int, failed: int) -> Iterator[Example]:
         """`count` questions and `failed` more that failed, in the order of the benchmark."""

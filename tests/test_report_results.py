@@ -26,16 +26,25 @@ from thinkdiff.schemas.artifact import Execution, Model
 from thinkdiff.schemas.cobsat import CobsatPrompts
 from thinkdiff.schemas.media import MediaSet
 from thinkdiff.schemas.report import ReportSpec
-from thinkdiff.schemas.scores import ClipJudge, ScoreSpec, VlmJudge
+from thinkdiff.schemas.scores import ClipJudge, Scorecard, ScoreSpec, VlmJudge
 from thinkdiff.storage.lease import Lease
 from thinkdiff.storage.media_files import MediaWriter
-from thinkdiff.storage.score_tables import PROMPTS, AskedPrompt, read_prompts, read_verdicts, write_rows
+from thinkdiff.storage.score_tables import (
+    PROMPTS,
+    VERDICTS,
+    AskedPrompt,
+    Verdict,
+    read_prompts,
+    read_verdicts,
+    write_rows,
+)
 from thinkdiff.tasks import published
 from thinkdiff.tasks.cobsat import COBSAT_FAMILIES, prompts
 from thinkdiff.tasks.render_report import render_report
 from thinkdiff.tasks.report_numbers import Cell, Scores, gained
 from thinkdiff.tasks.report_reader import read_scores
 from thinkdiff.tasks.report_tables import latex
+from thinkdiff.tasks.score_cobsat import WORDS, count, headline
 from thinkdiff.tasks.step import Made, Work
 
 OTHER, MISSING = "their <b>system", 3
@@ -179,6 +188,34 @@ def test_text_bridge_of_the_seeds_is_a_condition_of_its_own(built):
     assert costs["text bridge"][-1].startswith("worse than aligned")
     assert costs["true caption"][-1].startswith("better than aligned")
     assert "| text bridge | 3 |" in found.page
+
+
+def test_answers_in_words_have_verdicts_and_no_pictures(built):
+    root, parents, _ = built
+    spoken = [
+        Verdict(
+            WORDS, p.name, p.task, p.family, p.shots, p.held_out, p.target_value, p.target_thing, "", p.target_thing,
+            False, True, False, 0.0,
+        )
+        for p in read_prompts(parents["media"])
+    ]  # fmt: skip
+    folder, judge = stage_folder(root, "score_cobsat", 60), VlmJudge(model=Model(name="some/judge"))
+    scores = {"confidence": 0.95, "methods": {WORDS: count(spoken, 0.95)}}
+    card = artifact(
+        Scorecard, root, "score_cobsat", 60,
+        [write_rows(folder, VERDICTS, Verdict, spoken), folder.write("scores.json", json.dumps(scores).encode())],
+        ScoreSpec(judge=judge, families=ASKED.families, mode="text").model_dump(mode="json"),
+        {"media": parents["media"]}, stats={"scores": headline(scores["methods"])},
+    )  # fmt: skip
+    answered = root, parents | {"scores": card}, None
+    page = Parsed(made(answered, 3, others={OTHER: card})[1])
+    shown = [attrs["aria-label"] or "" for _, attrs in page.tags if "the judge sees" in (attrs.get("aria-label") or "")]
+    assert len([label for label in shown if label.startswith("Answer in words: the judge sees")]) == 20
+    assert all(label.endswith("wrong: no picture") for label in shown)
+    assert page.table("2 shots")["Mean"] == ["0.0", "0.0"]
+    assert "No picture is judged here" in page.text
+    assert "No picture of the aligned route is judged." in page.text
+    assert "route is wrong" not in Parsed(made(answered, 4, examples=0, failures=0)[1]).text
 
 
 @NO_CHROMIUM

@@ -141,11 +141,11 @@ GOLDEN: dict[str, tuple[Spec, str]] = {
     ),
     "report": (
         ReportSpec(),
-        "c0ef300a730a35c3511ff11714b97530",
+        "2044b3f9a83cc52390a81d8f699da4f8",
     ),
     "report, short": (
         ReportSpec(title="A report", examples=2, answers=0),
-        "5e137bbbe0c4b44db2b4a77b6fa6531f",
+        "6507b785c4610c81cc4dbac5ef8c7dae",
     ),
     "gallery": (
         GallerySource(digest="f" * 64, longest_side=512),
