@@ -7,7 +7,8 @@ import itertools
 import pytest
 
 from thinkdiff.storage.score_tables import AskedPrompt, Verdict
-from thinkdiff.tasks.failures import CAUSES, Evidence, causes, names_all
+from thinkdiff.tasks.cobsat import COBSAT_FAMILIES, display
+from thinkdiff.tasks.failures import CAUSES, FURTHER, Evidence, causes, names_all
 
 
 def verdict(method: str, name: str, right: bool) -> Verdict:
@@ -83,7 +84,33 @@ def test_without_pictures_of_the_true_captions_nothing_is_attributed():
         ("old.", ("old",), True),
         ("gold", ("old",), False),
         ("", ("old",), False),
+        ("A wooden chair", ("wood", "chair"), True),
+        ("a metallic teacup", ("metal", "cup"), True),
+        ("Red leaves", ("red", "leaf"), True),
+        ("leave the red", ("leaf",), False),
+        ("a pixelated hat in pixel art", ("pixel", "hat"), True),
+        ("a monkey, fast asleep", ("sleep", "monkey"), True),
+        ("the cow slept", ("sleep", "cow"), True),
+        ("a bag of gold sequins", ("sequined", "bag"), True),
+        ("a bird in mid-flight", ("fly", "bird"), True),
+        ("a zebra on the sea\nfloor", ("seafloor", "zebra"), True),
+        ("a three-dimensional box", ("3d", "box"), True),
+        ("an amusement-park with a lioness", ("park", "lion"), True),
+        ("a watercolour of an apple", ("watercolor", "apple"), True),
+        ("a drunk, iconic monkey", ("drink",), False),
+        ("a lacy book", ("lace", "book"), True),
+        ("a lazy book", ("lace",), False),
     ],
 )
 def test_words_are_found_in_their_forms_and_not_in_other_words(text, words, named):
     assert names_all(text, words) is named
+
+
+def test_further_forms_are_of_the_benchmarks_words_and_name_no_other_of_a_list():
+    lists = [words for family in COBSAT_FAMILIES for words in (family.values, family.things)]
+    known = {name for words in lists for word in words for name in (word, display(word))}
+    assert FURTHER.keys() <= known
+    for words in lists:
+        for word in words:
+            for form in FURTHER.get(word, word).split(", "):
+                assert [other for other in words if names_all(f"a {form}.", [other])] == [word]
