@@ -30,7 +30,8 @@ class MediaSpec(Spec):
     like aligned: no rows of padding, and CLIPs are told the empty text. text_prompt: the same text as a user would hand
     it to the decoder's own pipeline: padded as there, CLIPs are told it. true_caption: the benchmark's own answer as in
     text_bridge. A text is cut where the decoder's own pipeline cuts it; aligned rows are never cut. Where a decoder
-    always pads and has no CLIP both forms of the text are one.
+    always pads and has no CLIP both forms of the text are one. The pipelines of PixArt and DeepFloyd IF lower-case a
+    prompt; here the text is given to them as it is.
     """
 
     stage: ClassVar[Stage] = "generate_media"

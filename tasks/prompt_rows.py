@@ -74,6 +74,7 @@ class AlignedRows:
 def text_source(method: Method, texts: Sequence[str], encoder: T5Encoder, reads: TextRows, spec: MediaSpec) -> Source:
     """The rows of texts: in text_prompt as the decoder's own pipeline makes them of a user's prompt, else unpadded.
 
+    No text is lower-cased, which the pipelines of PixArt and DeepFloyd IF do before all else.
     A decoder that always reads the same number of rows gets them padded in any case, and one that is told which rows
     are padding gets none, which is the same to it.
     """
