@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from thinkdiff.schemas.cobsat import CobsatPrompts
-from thinkdiff.schemas.scores import ScoreSpec
+from thinkdiff.schemas.scores import ScoreSpec, VlmJudge
 from thinkdiff.tasks.cobsat import COBSAT_FAMILIES
 
 SOURCE = "arXiv 2502.10458v1, Tables 1 and 2"
@@ -51,13 +51,13 @@ def comparable(asked: CobsatPrompts, judged: ScoreSpec) -> bool:
     same_questions = (
         asked.families == COBSAT_FAMILIES
         and (asked.prompt_type, asked.split, asked.seed) == ("default", "default", SEED)
-        and asked.per_task >= PROMPTS
+        and asked.per_task == PROMPTS
     )
     judge = judged.judge
     return (
         same_questions
-        and judged.mode == "image"
-        and judge.kind == "vlm"
+        and (judged.mode, judged.families) == ("image", COBSAT_FAMILIES)
+        and judge == VlmJudge(model=judge.model)
         and judge.model.name.rpartition("/")[2] in JUDGES
     )
 

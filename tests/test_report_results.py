@@ -165,7 +165,11 @@ def test_published_rows_stand_beside_the_same_questions_and_judge_alone(report):
     llava = VlmJudge(model=Model(name="llava-hf/llava-1.5-13b-hf"))
     judged = ScoreSpec(judge=llava, families=COBSAT_FAMILIES)
     assert published.comparable(asked, judged)
-    assert not published.comparable(asked.model_copy(update={"per_task": 100}), judged)
+    for prompts_asked in (100, 5000):
+        assert not published.comparable(asked.model_copy(update={"per_task": prompts_asked}), judged)
+    for change in ({"pad": False}, {"conversation": "template"}, {"max_tokens": 1}):
+        assert not published.comparable(asked, judged.but(judge=llava.model_copy(update=change)))
+    assert not published.comparable(asked, judged.but(families=COBSAT_FAMILIES[::-1]))
     assert not published.comparable(asked.model_copy(update={"prompt_type": "exact"}), judged)
     assert not published.comparable(asked.model_copy(update={"families": COBSAT_FAMILIES[:4]}), judged)
     assert not published.comparable(asked, judged.but(judge=ClipJudge(model=Model(name="clip"))))
