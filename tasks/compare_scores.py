@@ -24,6 +24,7 @@ from thinkdiff.tasks.report_reader import parent
 MEAN = "mean"
 OUTCOMES = ("both", "first only", "second only", "neither")
 SHOWN_VALUE = 60
+VERDICTS_DEPEND_ON = ("judge", "mode", "families")
 NORMAL_975 = NormalDist().inv_cdf(0.975)
 
 
@@ -109,8 +110,9 @@ class Comparison:
 
     @property
     def same_judge(self) -> bool:
-        """Whether both were judged alike."""
-        return self.first.card.spec == self.second.card.spec and self.first.card.version == self.second.card.version
+        """Whether one judge judged both in one way; a second judge and the intervals' confidence change no verdict."""
+        one, two = self.first.card, self.second.card
+        return one.version == two.version and all(one.spec.get(k) == two.spec.get(k) for k in VERDICTS_DEPEND_ON)
 
 
 def side(root: str, reference: str) -> Side:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -15,7 +16,9 @@ from thinkdiff.schemas.artifact import Model
 from thinkdiff.schemas.errors import InputError, SpecError
 from thinkdiff.schemas.features import FeatureSet, FeatureSpec
 from thinkdiff.schemas.media import MediaSet
+from thinkdiff.schemas.scores import ClassifierJudge, ClipJudge, ScoreSpec
 from thinkdiff.storage.records import artifact_folder, read_record
+from thinkdiff.tasks.cobsat import COBSAT_FAMILIES
 from thinkdiff.tasks.compare_page import markdown, page
 from thinkdiff.tasks.compare_scores import Pairs, compared, gained, side
 
@@ -83,6 +86,26 @@ def test_settings_that_differ_are_told_wherever_they_stand(root):
     methods = compared(str(root), side(str(root), FIRST), side(str(root), f"{FIRST}:true_caption"))
     assert methods.differing == {"method": ("aligned", "true_caption")}
     assert methods.same_judge
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"confidence": 0.9}, True),
+        ({"second": ClipJudge(model=Model(name="clip"))}, True),
+        ({"judge": ClassifierJudge(model=Model(name="another/judge"))}, False),
+        ({"families": COBSAT_FAMILIES}, False),
+    ],
+)
+def test_sides_are_judged_alike_where_what_verdicts_depend_on_is_the_same(root, change, same):
+    one, two = side(str(root), FIRST), side(str(root), SECOND)
+    plain = ScoreSpec.model_validate(one.card.spec)
+    spec = ScoreSpec.model_validate(plain.model_dump() | {"families": COBSAT_FAMILIES[:1]})
+    cards = [each.model_dump(mode="json") for each in (spec, spec.but(**change))]
+    sides = [replace(s, card=s.card.model_copy(update={"spec": c})) for s, c in zip((one, two), cards, strict=True)]
+    found = compared(str(root), *sides)
+    assert found.same_judge is same
+    assert ("They were judged differently" in markdown(found)) is not same
 
 
 @pytest.mark.parametrize(
