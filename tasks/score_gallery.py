@@ -2,8 +2,8 @@
 
 Three cosines: CLIP-I and DINO of a drawn picture with each picture that its prompt shows, CLIP-T with its words. A
 prompt's value is the mean over its pictures; a system's is the mean over prompts, with a 95 % interval by Student's t,
-for every kind of prompt and for all. Beside the systems stands a copy: the first picture itself, which fidelity cannot
-exceed and which knows nothing of the words.
+for every kind of prompt and for all. Beside the systems stands a copy: the first picture itself, which knows nothing of
+the words, and which fidelity cannot exceed where a prompt shows one picture alone.
 """
 
 from __future__ import annotations
