@@ -18,8 +18,10 @@ def data(captions: Artifact, images: Artifact) -> Html:
     counts = captions.counts
     names = [name.removeprefix("rows_") for name in counts if name.startswith("rows_")]
     failed = images.counts.get("failed", 0)
+    weighted = len({one.get("weight", 1) for one in captions.spec.get("collections", ())}) > 1
     said = (
-        f"{plural(counts.get('captions', 0), 'caption')} drawn uniformly from {plural(counts.get('rows', 0), 'row')}, "
+        f"{plural(counts.get('captions', 0), 'caption')} drawn {'by weight' if weighted else 'uniformly'} from "
+        f"{plural(counts.get('rows', 0), 'row')}, "
         f"each URL once: {plural(counts.get('malformed', 0), 'row')} malformed, {counts.get('filtered', 0):,} filtered "
         f"out, {counts.get('duplicates_of_sampled', 0):,} more with the URL of a drawn one. "
         f"{plural(images.counts.get('images', 0), 'picture')} fetched, {failed:,} not to be had."

@@ -20,6 +20,7 @@ from report_artifacts import ASKED, HOSTILE, KEYS, METHODS, Parsed, artifact, bu
 
 from thinkdiff.schemas.aligner import AlignerCheckpoint, AlignerSpec
 from thinkdiff.schemas.artifact import Execution, Model
+from thinkdiff.schemas.captions import CaptionSpec, Collection
 from thinkdiff.schemas.features import STATISTICS
 from thinkdiff.schemas.report import ReportSpec
 from thinkdiff.storage.lease import Lease
@@ -28,6 +29,7 @@ from thinkdiff.storage.score_tables import read_verdicts
 from thinkdiff.tasks.cobsat import prompts
 from thinkdiff.tasks.page_pictures import inline, pictured
 from thinkdiff.tasks.render_report import render_report
+from thinkdiff.tasks.report_data import data
 from thinkdiff.tasks.report_examples import choose
 from thinkdiff.tasks.report_markup import code
 from thinkdiff.tasks.report_numbers import T_975, Condition, differences, mean_interval, reading
@@ -178,6 +180,18 @@ def test_report_says_what_became_of_the_rows_and_pictures(parsed):
     assert parsed.table("Left out because") == {"cc3m: not UTF-8": ["21"], "too few words": ["17"], "HTTP <404>": ["1"]}
     assert "299 pictures fetched, 1 not to be had" in parsed.text
     assert "Words in a caption" in parsed.text
+
+
+@pytest.mark.parametrize(("weights", "says"), [((1, 1), "uniformly"), ((2, 2), "uniformly"), ((1, 2.5), "by weight")])
+def test_report_says_how_captions_were_drawn(built, weights, says):
+    collections = tuple(
+        Collection(name=f"c{i}", format="cc3m-tsv", url="x.tsv", weight=weight) for i, weight in enumerate(weights)
+    )
+    spec = CaptionSpec(collections=collections, n=300).model_dump(mode="json")
+    captions = built[1]["captions"].model_copy(update={"spec": spec})
+    assert (
+        f"300 captions drawn {says} from 4,321 rows, each URL once" in Parsed(data(captions, built[1]["images"])).text
+    )
 
 
 def test_report_provenance_names_every_ancestor(built, parsed):
