@@ -46,17 +46,20 @@ def score_cobsat(work: Work, spec: ScoreSpec, media: MediaSet) -> Made:
         torch.set_num_threads(work.run.threads)
     judges = [spec.judge] if spec.second is None else [spec.judge, spec.second]
     subjects, methods = subjects_of(media, spec, work.run.batch)
-    files, counted, found = [], list[dict[str, Any]](), list[list[Verdict]]()
+    files, counted, found, judged = [], list[dict[str, Any]](), list[list[Verdict]](), list[list[Verdict]]()
     with work.progress(media.counts["prompts"] * len(methods) * len(judges), "verdicts") as progress:
         for judge, name in zip(judges, (VERDICTS, SECOND), strict=False):
-            found.append(verdicts_of(work, spec, judge, methods, subjects, progress.advance))
+            every, there = verdicts_of(work, spec, judge, methods, subjects, progress.advance)
+            found.append(every)
+            judged.append(there)
             files.append(write_rows(work.folder, name, Verdict, found[-1]))
             counted.append({m: count([v for v in found[-1] if v.method == m], spec.confidence) for m in methods})
     scores: dict[str, Any] = {"confidence": spec.confidence, "methods": counted[0]}
     first = found[0]
-    stats: dict[str, Any] = {"scores": headline(counted[0]), "no_answer": sum(not (v.thing and v.value) for v in first)}
+    unnamed = sum(not (v.thing and v.value) for v in judged[0])
+    stats: dict[str, Any] = {"scores": headline(counted[0]), "no_answer": unnamed}
     if len(judges) > 1:
-        stats["agreement"] = scores["agreement"] = agreement(*found)
+        stats["agreement"] = scores["agreement"] = agreement(*judged)
         scores["second"] = counted[1]
         stats["second_scores"] = headline(counted[1])
     return Made(
@@ -94,12 +97,13 @@ def subjects_of(media: MediaSet, spec: ScoreSpec, size: int) -> tuple[Subjects, 
 
 def verdicts_of(
     work: Work, spec: ScoreSpec, judge: Any, methods: Sequence[str], subjects: Subjects, advance: Callable[[int], None]
-) -> list[Verdict]:
-    """What one judge says to all that is judged."""
+) -> tuple[list[Verdict], list[Verdict]]:
+    """Verdicts on all that was asked for, and those of them that one judge gave: what is not there is wrong unseen."""
     from thinkdiff.tasks.judge import Seen, Wanted
     from thinkdiff.tasks.judges import open_judge
 
     found: list[Verdict] = []
+    judged: list[Verdict] = []
     with open_judge(judge, spec.families, work.run, work.log) as opened:
         for method in methods:
             for prompts, shown in subjects(method):
@@ -109,11 +113,12 @@ def verdicts_of(
                 ]
                 wanted = [Wanted(prompt.family, prompt.target_value, prompt.target_thing) for _, prompt in there]
                 seen = opened.see([subject for subject, _ in there], wanted) if there else []
-                found += [verdict(method, prompt, one) for (_, prompt), one in zip(there, seen, strict=True)]
+                new = [verdict(method, prompt, one) for (_, prompt), one in zip(there, seen, strict=True)]
+                judged += new
                 missing = [prompt for subject, prompt in zip(shown, prompts, strict=True) if subject is None]
-                found += [verdict(method, prompt, Seen("", "")) for prompt in missing]
+                found += [*new, *(verdict(method, prompt, Seen("", "")) for prompt in missing)]
                 advance(len(prompts))
-    return found
+    return found, judged
 
 
 def verdict(method: str, prompt: AskedPrompt, seen: Seen) -> Verdict:

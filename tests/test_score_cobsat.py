@@ -167,13 +167,16 @@ def test_altered_picture_is_refused_before_it_is_judged(tmp_path, media, judge):
 def test_missing_picture_is_wrong_and_counted(tmp_path, media, judge):
     part = next(entry.path for entry in media.files if entry.path == "aligned/00001.tar")
     kept = tuple(entry for entry in media.files if not entry.path.startswith(part.removesuffix(".tar")))
-    made = score_cobsat.body(work(tmp_path, judge), judge_spec(judge), media.model_copy(update={"files": kept}))
+    spec = judge_spec(judge).but(second=judge_spec(judge).judge)
+    made = score_cobsat.body(work(tmp_path, judge), spec, media.model_copy(update={"files": kept}))
     verdicts = read_verdicts(artifact_of(Scorecard, Folder.at(str(tmp_path / "scores")), made.files, "score_cobsat"))
     missing = [v for v in verdicts if v.method == "aligned" and int(v.name[2:]) >= 10]
     assert len(verdicts) == 40
     assert len(missing) == 10
     assert not any(v.thing or v.value or v.right for v in missing)
-    assert made.stats["no_answer"] == 10
+    assert made.counts["pictures"] == 40
+    assert made.stats["no_answer"] == 0  # no judge was asked of what is not there
+    assert made.stats["agreement"]["pictures"] == 30
 
 
 def test_agreement_of_two_judges_is_counted_by_hand():
