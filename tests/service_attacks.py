@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import grpc
 import pytest
 import websocket
 from browser import Browser, text
@@ -160,6 +161,26 @@ def only_read(service: Any) -> None:
         with environment(bare | keys), pytest.raises(RootError) as caught:
             folder.read("artifact.json")
         assert "\n" not in str(caught.value)
+    make_an_identity(service.env["AWS_ENDPOINT_URL"])
+
+
+def make_an_identity(endpoint: str) -> None:
+    """A stranger's `PutIdentity` at the port where SeaweedFS manages identities is refused, its keys open nothing."""
+
+    def field(number: int, value: bytes) -> bytes:
+        return bytes([number << 3 | 2, len(value)]) + value
+
+    keys = {"AWS_ACCESS_KEY_ID": "mallory", "AWS_SECRET_ACCESS_KEY": "of-mallory"}
+    credential = field(1, b"mallory") + field(2, b"of-mallory")
+    request = field(1, field(1, b"mallory") + field(2, credential) + field(3, b"Admin"))
+    host, port = endpoint.removeprefix("http://").split(":")
+    with grpc.insecure_channel(f"{host}:{int(port) + 10_000}", [("grpc.enable_http_proxy", 0)]) as channel:
+        put = channel.unary_unary("/messaging_pb.SeaweedS3IamCache/PutIdentity")
+        with pytest.raises(grpc.RpcError, match="UNAUTHENTICATED"):
+            put(request, timeout=60, wait_for_ready=True)
+    settings = {"AWS_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "us-east-1"}
+    with environment(settings | keys), pytest.raises(RootError):
+        Folder("s3://thinkdiff").read("x")
 
 
 def ask_without_the_password(service: Any) -> None:
