@@ -110,17 +110,35 @@ began() { # when a process began, so that a pid used again is not taken for ours
     sed -n 's/^.*) \([^Z]\) /\1 /p' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f 20
 }
 
-alive() {
+same() { # pid, when it began
+    [ -n "$2" ] && [ "$(began "$1")" = "$2" ]
+}
+
+alive() { # the first line of a part's file is the process that was started last
     local pid start
-    [ -f "$state/pids/$1" ] && read -r pid start <"$state/pids/$1" &&
-        [ -n "$start" ] && [ "$(began "$pid")" = "$start" ]
+    [ -f "$state/pids/$1" ] && read -r pid start <"$state/pids/$1" && same "$pid" "$start"
+}
+
+ours() { # whether a group of processes is one that was started here; another's may have got its number
+    local pid
+    for pid in $(sed -n "s/^\([0-9]*\) (.*) [^Z] [0-9]* $1 .*/\1/p" /proc/[0-9]*/stat 2>/dev/null); do
+        ! grep -qszxF "PREFECT_HOME=$state/prefect" "/proc/$pid/environ" || return 0
+    done
+    return 1
+}
+
+runs() { # part
+    if [ "$1" = postgres ]; then postgres_runs; else alive "$1"; fi
 }
 
 launch() { # name, command…: in a session of its own, with its log, hearing SIGINT, which bash's background jobs do not
-    local name=$1
+    local name=$1 pid start left=
     shift
+    while read -r pid start; do # the runs of a worker that died go on, and are kept in mind for `stop`
+        ! ours "$pid" || left+=$'\n'"$pid $start"
+    done < <(cat "$state/pids/$name" 2>/dev/null)
     setsid env --default-signal=INT,QUIT "$@" >>"$state/logs/$name.log" 2>&1 </dev/null &
-    echo "$! $(began $!)" >"$state/pids/$name"
+    echo "$! $(began $!)$left" >"$state/pids/$name"
 }
 
 must_be_free() { # port, setting, part
@@ -142,18 +160,21 @@ await() { # part, command…
     done
 }
 
-stop() { # asks, waits, insists
-    local name=$1 pid
-    alive "$name" || { rm -f "$state/pids/$name"; return 0; }
-    read -r pid _ <"$state/pids/$name"
-    kill -TERM "$pid" 2>/dev/null || true
-    for _ in $(seq 120); do
-        alive "$name" || break
-        sleep 0.5
-    done
-    kill -KILL -- "-$pid" 2>/dev/null || true # and what is left of its session
+stop() { # asks, waits, insists; also those that a process which has died left in its group
+    local name=$1 pid start left stopped=
+    while read -r pid start; do
+        left=
+        same "$pid" "$start" || { ours "$pid" || continue; left=-; }
+        kill -TERM -- "$left$pid" 2>/dev/null || true
+        for _ in $(seq 120); do
+            if [ -n "$left" ]; then ours "$pid"; else same "$pid" "$start"; fi || break
+            sleep 0.5
+        done
+        kill -KILL -- "-$pid" 2>/dev/null || true # and what is left of its session
+        stopped=yes
+    done < <(cat "$state/pids/$name" 2>/dev/null)
     rm -f "$state/pids/$name"
-    say "$name stopped"
+    [ -z "$stopped" ] || say "$name stopped"
 }
 
 postgres_runs() {
