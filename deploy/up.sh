@@ -181,28 +181,33 @@ postgres_runs() {
     as_postgres "$postgres_bin/pg_ctl" status -D "$state/postgres/data" >/dev/null 2>&1
 }
 
-start_postgres() {
+start_postgres() { # `pw` is there from the first initdb until the database is there
+    ! postgres_runs || [ -f "$state/postgres/pw" ] || return 0
+    postgres_runs || run_postgres
+    [ "$(sql postgres -tAc "select 1 from pg_database where datname = 'prefect'")" = 1 ] ||
+        sql postgres -qc "create database prefect" ||
+        fail "PostgreSQL: found no database prefect and made none, expected one for the server. psql's reason is above."
+    rm -f "$state/postgres/pw"
+    say "PostgreSQL runs on port $postgres_port"
+}
+
+run_postgres() {
     local data=$state/postgres/data
-    ! postgres_runs || return 0
     must_be_free "$postgres_port" THINKDIFF_POSTGRES_PORT PostgreSQL
-    if ! as_postgres test -f "$data/PG_VERSION"; then
+    if ! as_postgres test -f "$data/PG_VERSION" ||
+        { [ -f "$state/postgres/pw" ] && ! as_postgres test -f "$data/postmaster.opts"; }; then # initdb was interrupted
         mkdir -p "$state/postgres"
         echo "$postgres_password" >"$state/postgres/pw"
         [ "$(id -u)" -ne 0 ] || chown -R "$postgres_user" "$state/postgres"
-        as_postgres rm -rf "$data" # what an interrupted initdb left
+        as_postgres rm -rf "$data"
         as_postgres "$postgres_bin/initdb" -D "$data" -U thinkdiff --pwfile="$state/postgres/pw" --auth=scram-sha-256 \
             --data-checksums --encoding=UTF8 --locale=C.UTF-8 >"$state/logs/postgres.log" 2>&1 ||
             fail "PostgreSQL: found that initdb failed ($(tail -n 1 "$state/logs/postgres.log")), expected a new" \
                 "database in $data. The log is $state/logs/postgres.log."
-        rm "$state/postgres/pw"
     fi
     as_postgres "$postgres_bin/pg_ctl" start -w -t "$patience" -D "$data" -l "$state/postgres/log" \
         -o "-p $postgres_port -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c max_connections=200" \
         >/dev/null || fail "PostgreSQL: found that it did not start, expected it to. Its log is $state/postgres/log."
-    if ! sql postgres -tAc "select 1 from pg_database where datname = 'prefect'" | grep -q 1; then
-        sql postgres -qc "create database prefect"
-    fi
-    say "PostgreSQL runs on port $postgres_port"
 }
 
 sql() { # database, arguments of psql…
