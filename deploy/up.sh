@@ -6,8 +6,9 @@
 #   deploy/up.sh down       stop all of it, the worker first; data stay
 #
 # Settings and their defaults are in deploy/README.md. All state lies in one folder, THINKDIFF_STATE. Passwords are
-# made at the first start, kept there in `secrets` (mode 0600) and printed nowhere; `client.env`, of the same mode,
-# is what a shell or another worker sources to use the service; `reader.env` is for those who only read artifacts.
+# made at the first start, kept there in `secrets` (mode 0600) and printed nowhere; `settings`, of the same mode, keeps
+# what was set; `client.env` is what a shell or another worker sources to use the service; `reader.env` is for those who
+# only read artifacts.
 set -euo pipefail
 umask 077
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -15,19 +16,7 @@ repository=$(dirname "$here")
 
 default_state=${XDG_STATE_HOME:-${HOME:-/tmp}/.local/state}/thinkdiff
 [ "$(id -u)" -ne 0 ] || default_state=/var/lib/thinkdiff
-state=${THINKDIFF_STATE:-$default_state}
-host=${THINKDIFF_HOST:-127.0.0.1}
-url_host=$host
-[ "$host" != 0.0.0.0 ] || url_host=$(hostname)
-port=${THINKDIFF_PORT:-4200}
-postgres_port=${THINKDIFF_POSTGRES_PORT:-5433}
-postgres_user=${THINKDIFF_POSTGRES_USER:-postgres}
-s3_port=${THINKDIFF_S3_PORT:-8333}
-bucket=${THINKDIFF_BUCKET:-thinkdiff}
-root=${THINKDIFF_ROOT:-s3://$bucket/runs}
-patience=${THINKDIFF_PATIENCE:-180}
-python=${THINKDIFF_PYTHON:-$repository/.venv/bin/python}
-postgres_bin=${THINKDIFF_POSTGRES_BIN:-}
+state=$(realpath -m "${THINKDIFF_STATE:-$default_state}")
 
 fail() {
     echo "up: $*" >&2
@@ -36,6 +25,72 @@ fail() {
 
 say() {
     echo "up: $*"
+}
+
+settle() { # a setting is what is given, else what the last start had, else its default
+    local line name
+    while IFS= read -r line; do
+        name=${line%%=*}
+        [ -z "${line#*=}" ] || [ -n "${!name+given}" ] || export "${line?}"
+    done < <(cat "$state/settings" 2>/dev/null)
+    host=${THINKDIFF_HOST:-127.0.0.1}
+    url_host=$host
+    [ "$host" != 0.0.0.0 ] || url_host=$(hostname)
+    port=${THINKDIFF_PORT:-4200}
+    postgres_port=${THINKDIFF_POSTGRES_PORT:-5433}
+    postgres_user=${THINKDIFF_POSTGRES_USER:-postgres}
+    postgres_bin=${THINKDIFF_POSTGRES_BIN:-}
+    s3_port=${THINKDIFF_S3_PORT:-8333}
+    bucket=${THINKDIFF_BUCKET:-thinkdiff}
+    root=${THINKDIFF_ROOT:-s3://$bucket/runs}
+    patience=${THINKDIFF_PATIENCE:-180}
+    python=${THINKDIFF_PYTHON:-$repository/.venv/bin/python}
+}
+
+settings() { # a line each; nothing where the default depends on something else
+    local other_root=$root
+    [ "$root" != "s3://$bucket/runs" ] || other_root=
+    cat <<END
+THINKDIFF_HOST=$host
+THINKDIFF_PORT=$port
+THINKDIFF_POSTGRES_PORT=$postgres_port
+THINKDIFF_POSTGRES_USER=$postgres_user
+THINKDIFF_POSTGRES_BIN=$postgres_bin
+THINKDIFF_S3_PORT=$s3_port
+THINKDIFF_BUCKET=$bucket
+THINKDIFF_ROOT=$other_root
+THINKDIFF_GPU_SLOTS=${THINKDIFF_GPU_SLOTS:-}
+THINKDIFF_GPU_SLOT=${THINKDIFF_GPU_SLOT:-}
+THINKDIFF_ALERT_URL=${THINKDIFF_ALERT_URL:-}
+THINKDIFF_PATIENCE=$patience
+THINKDIFF_PYTHON=${THINKDIFF_PYTHON:-}
+END
+}
+
+refuse_changes() { # of a setting that a part which runs was started with
+    local line parts part
+    [ -f "$state/settings" ] || return 0
+    while IFS= read -r line; do
+        ! grep -qxF -- "$line" <<<"$(settings)" || continue
+        case ${line%%=*} in
+        THINKDIFF_HOST) parts="s3 server worker" ;;
+        THINKDIFF_PORT | THINKDIFF_PYTHON) parts="server worker" ;;
+        THINKDIFF_POSTGRES_PORT) parts="postgres server" ;;
+        THINKDIFF_POSTGRES_USER | THINKDIFF_POSTGRES_BIN) parts=postgres ;;
+        THINKDIFF_S3_PORT | THINKDIFF_BUCKET) parts="s3 worker" ;;
+        THINKDIFF_PATIENCE) parts= ;;
+        *) parts=worker ;;
+        esac
+        for part in $parts; do
+            ! runs "$part" || fail "${line%%=*}: found another value than in $state/settings, expected the same while" \
+                "the part $part runs with it. Stop first with up.sh down, or leave the variable out."
+        done
+    done <"$state/settings"
+}
+
+lock() {
+    exec 9>"$state/lock"
+    flock -n 9 || fail "state: found another up.sh at work on $state, expected none. Wait for it."
 }
 
 as_postgres() { # PostgreSQL refuses to run as root
@@ -65,6 +120,12 @@ find_parts() {
         fail "PostgreSQL: found no user $postgres_user, expected one to run it, as it refuses root. Set" \
             "THINKDIFF_POSTGRES_USER."
     fi
+    local owner
+    owner=$(stat -c %U "$state/postgres" 2>/dev/null) || return 0
+    if [ "$(id -u)" -eq 0 ] && [ "$owner" != root ] && [ "$owner" != "$postgres_user" ]; then
+        fail "PostgreSQL: found a database of the user $owner in $state/postgres, expected one of $postgres_user. Set" \
+            "THINKDIFF_POSTGRES_USER=$owner."
+    fi
 }
 
 lay_state() {
@@ -73,7 +134,9 @@ lay_state() {
     as_postgres test -x "$state" ||
         fail "state: found a folder $state that the user $postgres_user cannot pass through, expected one it can." \
             "Set THINKDIFF_STATE to a folder whose parents let others through."
-    [ ! -f "$state/secrets" ] || cp "$state/secrets" "$state/secrets.new"
+    settings >"$state/settings.new"
+    mv "$state/settings.new" "$state/settings"
+    cat "$state/secrets" >"$state/secrets.new" 2>/dev/null || true
     for name in postgres_password s3_admin_secret s3_secret s3_reader_secret prefect_password; do
         grep -qs "^$name=" "$state/secrets" ||
             echo "$name=$(head -c 24 /dev/urandom | od -An -tx1 | tr -d ' \n')" >>"$state/secrets.new"
@@ -272,15 +335,25 @@ start_worker() {
 }
 
 up() {
+    mkdir -p "$state"
+    lock
+    settle
     find_parts
+    refuse_changes
     lay_state
-    exec 9>"$state/lock"
-    flock -n 9 || fail "state: found another up.sh at work on $state, expected none. Wait for it."
-    { start_postgres && start_s3 && start_server && start_worker; } 9>&-
+    { # not joined by &&, which would switch `set -e` off in all of them
+        start_postgres
+        start_s3
+        start_server
+        start_worker
+    } 9>&-
     say "all parts run; the UI is http://$url_host:$port, its login and the clients' settings are in $state/client.env"
 }
 
 down() {
+    [ -d "$state" ] || return 0
+    lock
+    settle
     find_parts
     for name in worker server s3; do
         stop "$name"
@@ -292,11 +365,11 @@ down() {
 }
 
 status() {
+    settle
     find_parts
     local missing=0
-    if postgres_runs; then echo "postgres  runs"; else echo "postgres  stopped" && missing=1; fi
-    for name in s3 server worker; do
-        if alive "$name"; then printf '%-9s runs\n' "$name"; else printf '%-9s stopped\n' "$name" && missing=1; fi
+    for name in postgres s3 server worker; do
+        if runs "$name"; then printf '%-9s runs\n' "$name"; else printf '%-9s stopped\n' "$name" && missing=1; fi
     done
     return $missing
 }

