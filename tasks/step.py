@@ -14,10 +14,12 @@ records name their own deserialiser, and it sees neither lost data nor helpers.
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import inspect
 import itertools
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -198,7 +200,8 @@ class Step(Generic[P, A]):
         refresh, found = spec.stage in run.refresh, None
         with suppress(*((StoreError,) if refresh else ())):  # what it cannot read is made again
             found = read_record(folder, self.kind) if folder else None
-        done = found is not None and not refresh and not self.reopen(run, found)
+        made = any(job.uri == folder.uri for job in jobs) if folder else False  # by an earlier call of this run
+        done = found is not None and (made or not refresh) and not self.reopen(run, found)
         artifact = found or stand_in(self.kind, spec)
         jobs.append(Job(spec, parents, artifact, folder.uri if folder else None, done))
         return Outcome(artifact, "Cached" if done else "Ahead", 0.0)
@@ -218,6 +221,15 @@ class Step(Generic[P, A]):
                 raise TypeError(f"{self.name}: found {role} of type {type(value).__name__}, expected an artifact.")
         return spec, parents
 
+    def _found(self, run: Execution, spec: Spec, folder: Folder) -> A | None:
+        """The artifact, unless it is to be made anew: what is refreshed is made once in a flow run."""
+        if spec.stage not in run.refresh:
+            return read_record(folder, self.kind)
+        found, now = None, flow_run()
+        with suppress(StoreError):  # what it cannot read is made again
+            found = read_record(folder, self.kind) if now else None
+        return found if found is not None and found.provenance.flow_run == now else None
+
     def _folder(self, run: Execution, spec: Spec, parents: dict[str, Artifact]) -> Folder:
         return artifact_folder(run.root, spec.stage, fingerprint(spec, parents))
 
@@ -226,21 +238,20 @@ class Step(Generic[P, A]):
         log = run_logger(self.name)
         spec, parents = self._inputs(args, kwargs)
         folder = self._folder(run, spec, parents)
-        refresh = spec.stage in run.refresh
-        artifact = None if refresh else read_record(folder, self.kind)
+        artifact = self._found(run, spec, folder)
         if artifact is not None and not self.reopen(run, artifact):
             return Completed(name="Cached", data=artifact, message=folder.uri)
         with Lease(folder, run.lease, log.info) as lease:
-            artifact = None if refresh else read_record(folder, self.kind)
+            artifact = self._found(run, spec, folder)
             if artifact is not None:  # another run may have made it between the look-up and the lease
                 if not self.reopen(run, artifact):
                     return Completed(name="Cached", data=artifact, message=folder.uri)
                 folder.delete(RECORD)
-            if refresh:
+            elif spec.stage in run.refresh:
                 drop(folder)
             if parents:
                 write_inputs(folder, parents.values())
-            with gpu_slot(run, log) if self.gpu else nullcontext():
+            with on_gpu(run, log) if self.gpu else nullcontext():
                 began = time.monotonic()
                 with relayed(log):
                     made = self.body(Work(folder, run, lease, log), *args, **kwargs)
@@ -256,8 +267,6 @@ class Step(Generic[P, A]):
         return Completed(data=artifact, message=folder.uri)
 
     def _record(self, folder: Folder, spec: Spec, parents: dict[str, Artifact], made: Made, seconds: float) -> A:
-        context = FlowRunContext.get()
-        flow_run = str(context.flow_run.id) if context and context.flow_run else None
         files = tuple(sorted(made.files, key=lambda entry: entry.path))
         return self.kind(
             stage=spec.stage,
@@ -273,7 +282,7 @@ class Step(Generic[P, A]):
             files=files,
             counts=made.counts,
             stats=made.stats,
-            provenance=provenance(seconds, made.note, flow_run),
+            provenance=provenance(seconds, made.note, flow_run()),
         )
 
 
@@ -300,6 +309,25 @@ def rehearsal() -> Iterator[list[Job]]:
         yield jobs
     finally:
         REHEARSED.reset(token)
+
+
+@contextmanager
+def on_gpu(run: Execution, log: Any) -> Iterator[None]:
+    """A slot of the GPU, whose memory is handed back at the end: the next stage's vLLM is a process of its own."""
+    with gpu_slot(run, log):
+        try:
+            yield
+        finally:
+            gc.collect()  # models lie in cycles
+            torch = sys.modules.get("torch")
+            if torch is not None and torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
+
+
+def flow_run() -> str | None:
+    """The id of the flow run that this is part of; None outside of one."""
+    context = FlowRunContext.get()
+    return str(context.flow_run.id) if context and context.flow_run else None
 
 
 def stand_in(kind: type[A], spec: Spec) -> A:

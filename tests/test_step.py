@@ -6,21 +6,27 @@ import json
 import logging
 import multiprocessing
 import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from contextvars import copy_context
 from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
 import pytest
+import torch
 from prefect import flow
 
 from thinkdiff.schemas.aligner import AlignerCheckpoint, AlignerSpec
 from thinkdiff.schemas.artifact import Execution, Model
 from thinkdiff.schemas.captions import CaptionSet, CaptionSpec, Collection
+from thinkdiff.schemas.errors import TrainingError
 from thinkdiff.storage.lease import Lease
 from thinkdiff.storage.records import INPUTS, read_inputs
 from thinkdiff.storage.root import Folder
 from thinkdiff.tasks.progress import told
-from thinkdiff.tasks.step import Made, Work, step
+from thinkdiff.tasks.step import Made, Work, rehearsal, step
 
 SPEC = CaptionSpec(collections=(Collection(name="c", format="cc3m-tsv", url="c.tsv"),), n=1)
 CHILD = AlignerSpec(t5=Model(name="t5"))
@@ -71,6 +77,63 @@ def test_step_refresh_computes_again_and_leaves_children_cached_when_bytes_are_t
     run = Execution(root=str(tmp_path))
     both(run)
     assert states(run.model_copy(update={"refresh": ("sample_captions",)})) == ["Completed", "Cached"]
+
+
+@flow(name="test-step-twice", persist_result=False)
+def twice(run: Execution) -> list[str]:
+    return [parent_stage(run, SPEC).state for _ in range(2)] + [parent_stage(run, SPEC.but(n=2)).state]
+
+
+def test_step_refresh_makes_each_artifact_once_in_a_flow_run(tmp_path):
+    run = Execution(root=str(tmp_path), refresh=("sample_captions",))
+    for _ in range(2):
+        assert twice(run) == ["Completed", "Cached", "Completed"]
+        with rehearsal() as jobs:
+            twice.fn(run)
+        assert [job.done for job in jobs] == [False, True, False]
+    assert [parent_stage(run, SPEC).state for _ in range(2)] == ["Completed", "Completed"]  # each a run of its own
+
+
+@flow(name="test-step-threads", persist_result=False)
+def side_by_side(run: Execution) -> list[str]:
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(copy_context().run, parent_stage, run, SPEC) for _ in range(4)]
+        return sorted(call.result().state for call in calls)
+
+
+def test_step_refresh_by_calls_side_by_side_is_done_once(tmp_path):
+    run = Execution(root=str(tmp_path), refresh=("sample_captions",))
+    for _ in range(2):
+        assert side_by_side(run) == ["Cached", "Cached", "Cached", "Completed"]
+
+
+class Large:
+    """Lies in a cycle, as models do."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("initialized", [True, False])
+def test_step_on_a_gpu_hands_its_memory_back_at_its_end(tmp_path, monkeypatch, fails, initialized):
+    left: list[int] = []
+    loaded = weakref.WeakSet[Large]()
+
+    @step(AlignerCheckpoint, gpu=True)
+    def large_stage(work: Work, spec: AlignerSpec) -> Made:
+        model = Large()
+        loaded.add(model)
+        if fails:
+            raise TrainingError("large_stage: found a loss of inf, expected a number.")
+        return Made(files=(work.folder.write("out.bin", b""),))
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: initialized)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: left.append(len(loaded)))
+    with pytest.raises(TrainingError) if fails else nullcontext():
+        flow(name="test-large", persist_result=False)(lambda: large_stage(Execution(root=str(tmp_path)), CHILD))()
+    assert left == [int(fails)] * initialized  # an error holds the frames that it came through
+    assert fails or not loaded
 
 
 def test_step_parent_of_other_bytes_rebuilds_the_child(tmp_path):
