@@ -19,7 +19,7 @@ from thinkdiff.schemas.scores import VlmJudge
 from thinkdiff.storage.judge_answers import JudgeAnswers, answer_key
 from thinkdiff.tasks.judge import Seen, Subject, Wanted, family_of, picture
 from thinkdiff.tasks.judge_questions import chosen_word, questions
-from thinkdiff.tasks.models import compute_device, model_path
+from thinkdiff.tasks.models import DIGEST, compute_device, folder_revision, model_path
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -102,16 +102,21 @@ class AskingJudge:
             self._engine = QwenEngine(
                 self.path, dtype=self.spec.compute_dtype, sampling=Sampling(0.0, 1.0, self.spec.max_tokens),
                 features=frozenset(), device="cuda" if compute_device(run) == "cuda" else "cpu",
-                max_num_seqs=run.max_num_seqs, max_model_len=CONTEXT, threads=run.threads or None, log=self.log.info,
-                conversation=self.spec.conversation, timeout=run.judge_seconds, prefix_caching=True,
+                max_num_seqs=run.max_num_seqs, max_model_len=CONTEXT, threads=run.threads or None,
+                log=self.log.info, conversation=self.spec.conversation, timeout=run.judge_seconds, prefix_caching=True,
             ).__enter__()  # fmt: skip
         return self._engine
 
 
 def identity(spec: VlmJudge, path: str) -> str:
-    """All that a judge's answers depend on, as JSON. A hub name without revision is told by the snapshot it led to."""
+    """All that a judge's answers depend on, as JSON.
+
+    A hub name without revision is told by the snapshot it led to, a local folder by the digest of its files.
+    """
     folder = Path(path)
     snapshot = folder.name if folder.parent.name == "snapshots" else None
+    if snapshot is None and not (spec.model.revision or "").startswith(DIGEST):
+        snapshot = folder_revision(folder)
     return json.dumps(spec.model_dump(mode="json") | {"snapshot": snapshot}, indent=1, sort_keys=True)
 
 

@@ -25,11 +25,24 @@ from thinkdiff.storage.judge_answers import JudgeAnswers, answer_key
 from thinkdiff.tasks.cobsat import COBSAT_FAMILIES
 from thinkdiff.tasks.judge import Wanted
 from thinkdiff.tasks.judge_questions import chosen_word, questions
-from thinkdiff.tasks.judge_vlm import AskingJudge, squared
+from thinkdiff.tasks.judge_vlm import AskingJudge, identity, squared
 from thinkdiff.tasks.judges import open_judge
+from thinkdiff.tasks.models import folder_revision
 
 COLOR, STYLE = COBSAT_FAMILIES[0], COBSAT_FAMILIES[2]
 LOG = logging.getLogger("test")
+
+
+def test_answers_of_a_local_judge_are_another_ones_once_its_weights_are_replaced(tmp_path: Path):
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    spec, path = VlmJudge(model=Model(name=str(tmp_path))), str(tmp_path)
+    first = identity(spec, path)
+    assert identity(spec, path) == first
+    fixed = spec.model_copy(update={"model": Model(name="judge", revision=folder_revision(path))})
+    told = identity(fixed, path)
+    (tmp_path / "model.safetensors").write_bytes(b"another")
+    assert identity(spec, path) != first
+    assert identity(fixed, path) == told  # by its revision, which is verified where the folder is looked for
 
 
 def test_questions_are_the_benchmarks_to_the_letter():
