@@ -127,6 +127,11 @@ class Execution(Frozen):
     threads: int = Field(default=0, ge=0, description="CPU threads of a model; 0 leaves it to the recipe")
     batch: int = Field(default=64, ge=1, description="pictures, or frames of videos, generated together, or judged")
     max_num_seqs: int = Field(default=256, ge=1, description="requests the engine runs together")
+    max_model_len: int | None = Field(
+        default=None, ge=1,
+        description="tokens of a VLM's prompt and answer together, which must fit into its memory; none: 8192, or what "
+        "its largest pictures can need",
+    )  # fmt: skip
     ranks: int = Field(default=0, ge=0, description="processes that train together; 0: one for each GPU, else one")
     micro_batch: int = Field(
         default=0, ge=0, description="samples of a process that are in memory together; 0: all of its share of a step"

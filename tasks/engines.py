@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from thinkdiff.schemas.artifact import Execution
 from thinkdiff.schemas.features import FeatureSpec, PictureTokens
+from thinkdiff.tasks.vlm_context import CONTEXT
 
 if TYPE_CHECKING:
     from thinkdiff.tasks.qwen_engine import QwenEngine
@@ -76,16 +77,19 @@ def close_engines() -> None:
 
 @contextmanager
 def borrowed_engine(
-    run: Execution, spec: FeatureSpec, path: str, *, add_vision_id: bool, max_images: int, log: Callable[[str], None]
-) -> Iterator[Engine]:
+    run: Execution, spec: FeatureSpec, path: str, *, add_vision_id: bool, max_images: int, log: Callable[[str], None],
+    max_model_len: int = CONTEXT,
+) -> Iterator[Engine]:  # fmt: skip
     """A started engine as `open_engine` describes it, kept for the next borrower unless something is raised here."""
-    kind = repr((path, spec, run.engine, run.device, run.max_num_seqs, run.threads, add_vision_id, max_images))
+    length = run.max_model_len or max_model_len
+    kind = repr((path, spec, run.engine, run.device, run.max_num_seqs, run.threads, add_vision_id, max_images, length))
     place, engine = IDLE.take(kind)
     try:
         if engine is None:
             engine = open_engine(
-                run, spec, path, add_vision_id=add_vision_id, max_images=max_images, log=log, place=place
-            ).__enter__()
+                run, spec, path, add_vision_id=add_vision_id, max_images=max_images, log=log, place=place,
+                max_model_len=max_model_len,
+            ).__enter__()  # fmt: skip
         yield engine
     except BaseException:
         if engine is not None:
@@ -107,31 +111,41 @@ def gpus(run: Execution) -> list[str]:
     return named or [str(number) for number in range(torch.cuda.device_count())]
 
 
+def device_at(place: int, run: Execution) -> str:
+    """The GPU of an engine in this process, as torch names it, or the processor."""
+    from thinkdiff.tasks.models import compute_device
+
+    if compute_device(run) != "cuda":
+        return "cpu"
+    import torch
+
+    return f"cuda:{place % torch.cuda.device_count()}"
+
+
 def open_engine(
     run: Execution, spec: FeatureSpec, path: str, *, add_vision_id: bool, max_images: int, log: Callable[[str], None],
-    place: int = 0,
+    place: int = 0, max_model_len: int = CONTEXT,
 ) -> Engine:  # fmt: skip
     """The engine that the run asks for, not yet started.
 
     add_vision_id: pictures are introduced by "Picture 1: " and so on; max_images: pictures per request at most; log
-    receives what the engine's process prints; place: the how-manieth engine it is, which picks its GPU (vLLM only).
+    receives what the engine's process prints; place: the how-manieth engine it is, which picks its GPU; max_model_len:
+    tokens of a request and its answer (vLLM only), unless the run says how many.
     """
-    from thinkdiff.tasks.models import compute_device
     from thinkdiff.tasks.qwen_chat import Sampling
 
     if isinstance(spec.prompts, PictureTokens):
         from thinkdiff.tasks.vision_tower import TowerEngine
 
-        return TowerEngine(path, "cuda" if compute_device(run) == "cuda" else "cpu", spec.compute_dtype)
+        return TowerEngine(path, device_at(place, run), spec.compute_dtype)
     sampling = Sampling(spec.temperature, spec.top_p, spec.max_tokens, spec.end_policy)
     kinds = frozenset(spec.tokens)
     if run.engine == "transformers":
         from thinkdiff.tasks.transformers_engine import TransformersEngine
 
-        device = "cuda" if compute_device(run) == "cuda" else "cpu"
         return TransformersEngine(
             path, dtype=spec.compute_dtype, sampling=sampling, add_vision_id=add_vision_id, features=kinds,
-            max_images=max_images, device=device,
+            max_images=max_images, device=device_at(place, run),
         )  # fmt: skip
     from thinkdiff.tasks.qwen_engine import QwenEngine
 
@@ -139,6 +153,6 @@ def open_engine(
     return QwenEngine(
         path, dtype=spec.compute_dtype, sampling=sampling, add_vision_id=add_vision_id, features=kinds,
         max_images=max_images, device=run.device, max_num_seqs=run.max_num_seqs,
-        threads=run.threads or None, two_pass=run.engine == "two-pass",
-        gpu=devices[place % len(devices)] if devices else None, log=log,
+        max_model_len=run.max_model_len or max_model_len, threads=run.threads or None,
+        two_pass=run.engine == "two-pass", gpu=devices[place % len(devices)] if devices else None, log=log,
     )  # fmt: skip

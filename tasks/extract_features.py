@@ -21,6 +21,7 @@ from thinkdiff.tasks.models import hidden_size, model_path
 from thinkdiff.tasks.progress import Progress
 from thinkdiff.tasks.step import Made, Work, step
 from thinkdiff.tasks.vision_tower import tower_width
+from thinkdiff.tasks.vlm_context import context
 
 RANGE = 16  # shards that a worker is given together: what a slow or dead one costs
 LOOK_SECONDS = 5.0
@@ -35,7 +36,8 @@ def extract_features(work: Work, spec: FeatureSpec, images: ImageSet | None) -> 
 
     plan, path = planned(spec, images, work.run), model_path(spec.vlm, work.run)
     common = Extraction(
-        work.folder, spec, work.run, path, plan.pictures, plan.rows, width(spec, path), plan.max_images
+        work.folder, spec, work.run, path, plan.pictures, plan.rows, width(spec, path), plan.max_images,
+        room(spec, path, plan, images),
     )  # fmt: skip
     writer = common.writer()
     kept = set(writer.prepare())
@@ -94,6 +96,11 @@ def extract(work: Work, common: Extraction, plan: Plan, missing: Sequence[int], 
 def width(spec: FeatureSpec, path: str) -> int:
     """D."""
     return tower_width(path) if isinstance(spec.prompts, PictureTokens) else hidden_size(path)
+
+
+def room(spec: FeatureSpec, path: str, plan: Plan, images: ImageSet | None) -> int:
+    """Tokens of a question and its answer at most."""
+    return context(path, plan.max_images, plan.words, spec.max_tokens, images.spec if images else {})
 
 
 def side_by_side(run: Execution) -> tuple[int, int]:

@@ -72,13 +72,14 @@ class Pictures:
 @dataclass(frozen=True)
 class Plan:
     """How many questions there are, with at most how many pictures, and where. pictured: an ImageSet's rows, if any;
-    images_digest: of the benchmark's files that they are made from."""
+    images_digest: of the benchmark's files that they are made from; words: bytes of a question's text at most."""
 
     rows: int
     max_images: int
     pictures: Pictures
     pictured: PicturedRows | None = None
     images_digest: str | None = None
+    words: int = 0
 
     def place(self, span: range) -> Place:
         """Where some neighbouring questions are: what `questions_at` needs to have them."""
@@ -99,10 +100,13 @@ def planned(spec: FeatureSpec, images: ImageSet | None, run: Execution) -> Plan:
         files, digest = verified(spec.prompts, run)
         asked = benchmark_questions(spec.prompts, files)
         most = max((len(question.images) for question in asked), default=0)
-        plan = Plan(len(asked), max(most, 1), Pictures(files.folder, files), images_digest=digest)
+        words = max((longest(spec, spec.prompts, question) for question in asked), default=0)
+        plan = Plan(len(asked), max(most, 1), Pictures(files.folder, files), images_digest=digest, words=words)
     elif images is not None:
         pictured = PicturedRows(images)
-        plan = Plan(len(pictured), 1, Pictures(Folder(images.uri)), pictured)
+        texts = spec.prompts.texts if isinstance(spec.prompts, CaptionPrompts) else ("",)
+        words = max(len(text.encode()) for text in texts)
+        plan = Plan(len(pictured), 1, Pictures(Folder(images.uri)), pictured, words=words)
     else:
         raise InputError("extract_features: found no images, expected those of fetch_images for captioning prompts.")
     if not plan.rows:
@@ -162,3 +166,11 @@ def second_question(prompts: CobsatPrompts, first: Question, analysis: str) -> Q
 
     assert first.asked is not None
     return benchmark_question(first.asked, cot_answer(prompts, first.asked, analysis))
+
+
+def longest(spec: FeatureSpec, prompts: CobsatPrompts, question: Question) -> int:
+    """Bytes of a question's text; of a chain of thought those of the second, whose analysis counts by its tokens."""
+    if prompts.prompt_type != "cot":
+        return len(question.prompt.encode())
+    quoting = len(second_question(prompts, question, "").prompt.encode()) + spec.max_tokens
+    return max(quoting, len(question.prompt.encode()))

@@ -23,6 +23,7 @@ from thinkdiff.tasks.ahead import ahead
 from thinkdiff.tasks.engines import borrowed_engine
 from thinkdiff.tasks.extraction_meter import Meter
 from thinkdiff.tasks.feature_questions import Pictures, Question, keyed_number, questions_at, second_question
+from thinkdiff.tasks.vlm_context import CONTEXT
 
 if TYPE_CHECKING:
     from thinkdiff.storage.feature_store import EncodedShard, FeatureRow, FeatureWriter
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Extraction:
     """What all shards of a store have in common. rows and width: N and D of it; model: the VLM's local path or name;
-    max_images: pictures per question at most."""
+    max_images: pictures per question at most; max_model_len: tokens of one and its answer at most."""
 
     folder: Folder
     spec: FeatureSpec
@@ -47,6 +48,7 @@ class Extraction:
     rows: int
     width: int
     max_images: int
+    max_model_len: int = CONTEXT
 
     def writer(self) -> FeatureWriter:
         """A writer of the store."""
@@ -110,7 +112,13 @@ def answered(
 
     with (
         borrowed_engine(
-            work.run, work.spec, work.model, add_vision_id=benchmark, max_images=work.max_images, log=log.info
+            work.run,
+            work.spec,
+            work.model,
+            add_vision_id=benchmark,
+            max_images=work.max_images,
+            log=log.info,
+            max_model_len=work.max_model_len,
         ) as engine,
         closing(ahead(requests())) as batches,
     ):

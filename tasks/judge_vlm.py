@@ -102,7 +102,7 @@ class AskingJudge:
             self._engine = QwenEngine(
                 self.path, dtype=self.spec.compute_dtype, sampling=Sampling(0.0, 1.0, self.spec.max_tokens),
                 features=frozenset(), device="cuda" if compute_device(run) == "cuda" else "cpu",
-                max_num_seqs=run.max_num_seqs, max_model_len=CONTEXT, threads=run.threads or None,
+                max_num_seqs=run.max_num_seqs, max_model_len=run.max_model_len or CONTEXT, threads=run.threads or None,
                 log=self.log.info, conversation=self.spec.conversation, timeout=run.judge_seconds, prefix_caching=True,
             ).__enter__()  # fmt: skip
         return self._engine

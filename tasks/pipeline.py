@@ -222,15 +222,17 @@ class ThinkDiffPipeline:
     def _answer(self, parts: list[Any], seed: int) -> Any:
         from thinkdiff.tasks.engines import open_engine
         from thinkdiff.tasks.qwen_chat import Request
+        from thinkdiff.tasks.vlm_context import context
 
         several = sum(not isinstance(part, str) for part in parts) > 1
         if self._engine is not None and self._several != several:
             self.close()
         if self._engine is None:
             self._several = several
+            path = model_path(self.asked.vlm, self.run)
             self._engine = open_engine(
-                self.run, self.asked, model_path(self.asked.vlm, self.run), add_vision_id=several,
-                max_images=MOST_PICTURES, log=log.debug,
+                self.run, self.asked, path, add_vision_id=several, max_images=MOST_PICTURES, log=log.debug,
+                max_model_len=context(path, MOST_PICTURES, 0, self.asked.max_tokens, {}),
             ).__enter__()  # fmt: skip
         return self._engine.generate([Request("turn", tuple(parts), seed)])[0]
 

@@ -32,7 +32,7 @@ from thinkdiff.tasks.qwen_chat import (
     images_of,
     shape_of,
 )
-from thinkdiff.tasks.qwen_engine import ComputeDtype, Device, check_model, prepare_torchvision, to_numpy
+from thinkdiff.tasks.qwen_engine import ComputeDtype, check_model, prepare_torchvision, to_numpy
 
 
 class TransformersEngine:
@@ -47,7 +47,7 @@ class TransformersEngine:
         add_vision_id: bool = False,
         features: frozenset[TokenKind] = frozenset({"generated"}),
         max_images: int = 1,
-        device: Device = "auto",
+        device: str = "auto",
         revision: str | None = None,
     ) -> None:
         check_greedy(sampling)

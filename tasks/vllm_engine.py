@@ -120,7 +120,10 @@ class VllmEngine:
                 try:
                     added += self.llm.enqueue([prompt], [parameters], use_tqdm=False)
                 except (VLLMValidationError, ValueError) as error:
-                    raise InputError(f"request {request.key!r}: vLLM refused its prompt: {error}") from error
+                    told = str(error)
+                    if "max_model_len" in told:
+                        told = f"{told.split('. ')[0]}. {self.longer()}"
+                    raise InputError(f"request {request.key!r}: vLLM refused its prompt: {told}") from error
             outputs = self.llm.wait_for_completion(use_tqdm=False)
         except ThinkDiffError:  # after any other error the process ends
             self.llm.llm_engine.abort_request(added, internal=True)
@@ -147,8 +150,7 @@ class VllmEngine:
         if len(ids) < sampling.max_tokens and (end is None or sampling.end_policy != "stop"):
             raise InputError(
                 f"request {request.key!r}: found {len(ids)} generated tokens, expected {sampling.max_tokens}. "
-                f"Its prompt of {len(prompt_ids)} tokens leaves no room for more in max_model_len. "
-                "Raise max_model_len or make the pictures smaller."
+                f"Its prompt of {len(prompt_ids)} tokens leaves no room for more. {self.longer()}"
             )
         features, inputs = rows
         if "generated" in self.options.features:  # async scheduling computes one row beyond an end token
@@ -160,6 +162,17 @@ class VllmEngine:
         rows_ND = np.zeros((0, self.hidden_size), np.float32) if features is None else to_numpy(features)
         inputs = None if inputs is None else to_numpy(inputs)
         return Generation(request.key, ids, text, rows_ND, prompt_ids, inputs, end)
+
+    def longer(self) -> str:
+        """What to do about a prompt that is too long, as a sentence."""
+        length = self.llm.llm_engine.vllm_config.model_config.max_model_len
+        most = self.config.get_text_config().max_position_embeddings
+        room = f"A prompt and its answer may have {length} tokens together"
+        if length < most:
+            return (
+                f"{room}. Set run.max_model_len to more, at most {most}, or make the pictures smaller (images.resize)."
+            )
+        return f"{room}, and the model takes no more. Make the pictures smaller (images.resize), or give it fewer."
 
     def statistics(self) -> dict[str, float]:
         (counted,) = self.llm.collective_rpc("feature_statistics") if self.options.features else ({},)

@@ -105,6 +105,28 @@ def test_gpus_are_those_that_the_process_may_see(monkeypatch: pytest.MonkeyPatch
     assert engine._environment()["CUDA_VISIBLE_DEVICES"] == "7"
 
 
+def test_engines_in_this_process_have_a_gpu_each_by_their_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(models, "compute_device", lambda run: "cuda")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("thinkdiff.tasks.transformers_engine.check_model", lambda path: None)
+    tower = SPEC.but(prompts={"kind": "pictures"}, tokens=("input",), max_input_tokens=65)
+    for run, spec in ((RUN, tower), (Execution(engine="transformers"), SPEC.but(temperature=0.0))):
+        opened = [
+            engines.open_engine(run, spec, "model", add_vision_id=False, max_images=1, log=print, place=place)
+            for place in range(3)
+        ]
+        assert [getattr(engine, "device", None) for engine in opened] == ["cuda:0", "cuda:1", "cuda:0"]
+
+
+@pytest.mark.parametrize(("run", "expected"), [(RUN, 17000), (Execution(max_model_len=9000), 9000)])
+def test_engine_has_the_context_that_is_needed_or_the_one_that_the_run_says(run: Execution, expected: int):
+    chosen = engines.open_engine(
+        run, SPEC, "some/model", add_vision_id=False, max_images=1, log=print, max_model_len=17000
+    )
+    assert isinstance(chosen, QwenEngine)
+    assert chosen.options.max_model_len == expected
+
+
 @pytest.mark.parametrize(
     ("run", "found", "expected"),
     [

@@ -9,6 +9,7 @@ import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from store_artifacts import artifact_of, flip
 
 from thinkdiff.schemas.artifact import Execution, Model
 from thinkdiff.schemas.errors import InputError, StoreError, ThinkDiffError
-from thinkdiff.schemas.features import FeatureSet, FeatureSpec
+from thinkdiff.schemas.features import CaptionPrompts, FeatureSet, FeatureSpec
 from thinkdiff.schemas.images import ImageSet
 from thinkdiff.storage.feature_store import FeatureReader
 from thinkdiff.storage.root import Folder
@@ -28,6 +29,7 @@ from thinkdiff.tasks.extract_features import extract_features
 from thinkdiff.tasks.feature_questions import keyed_number
 from thinkdiff.tasks.qwen_chat import Generation, Request
 from thinkdiff.tasks.step import Made, Work
+from thinkdiff.tasks.vlm_context import CONTEXT
 
 SPEC = FeatureSpec(
     vlm=Model(name="none"), max_tokens=1, compute_dtype="float32", dtype="float32", shard_size=64, seed=5
@@ -130,3 +132,24 @@ def test_memory_of_the_driver_does_not_grow_with_the_rows(tmp_path: Path):
         peaks[captions] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert (peaks[16_000] - peaks[4000]) / 12_000 < 40
+
+
+@pytest.mark.parametrize(("resize", "expected"), [(None, 16384), ({"longest_side": 512}, 0)])
+def test_engine_has_room_for_the_largest_picture_that_was_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resize: Any, expected: int
+):
+    asked: list[int] = []
+
+    class Roomy(KeyedEngine):
+        def __init__(self, *args: Any, max_model_len: int, **more: Any) -> None:
+            super().__init__(*args, **more)
+            asked.append(max_model_len)
+
+    monkeypatch.setattr(engines, "open_engine", Roomy)
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "preprocessor_config.json").write_text('{"max_pixels": 12845056, "patch_size": 14}')
+    images = write_images(Folder(str(tmp_path / "images")), 4, 4)
+    extract(tmp_path, images.model_copy(update={"spec": {"max_pixels": 50_000_000, "resize": resize}}))
+    words = max(len(text) for text in SPEC.prompts.texts) if isinstance(SPEC.prompts, CaptionPrompts) else 0
+    needed = expected + words + SPEC.max_tokens
+    assert asked[0] == CONTEXT if not expected else needed < asked[0] < needed + 200

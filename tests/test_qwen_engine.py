@@ -148,7 +148,10 @@ def test_generate_refused_request_leaves_engine_usable(engine: QwenEngine, expec
         engine.generate([Request("five", (random_image(0),) * 5)])
     with pytest.raises(InputError, match="'long'"):
         engine.generate([*good, Request("long", ("word " * 900,))])
-    with pytest.raises(InputError, match=r"'tight'.*leaves no room"):
+    todo = r"512 tokens together. Set run.max_model_len to more, at most 2048, or make the pictures smaller"
+    with pytest.raises(InputError, match=f"'long'.*{todo}"):
+        engine.generate([Request("long", ("word " * 900,))])
+    with pytest.raises(InputError, match=f"'tight'.*leaves no room for more.*{todo}"):
         engine.generate([*good, Request("tight", ("What" + " is" * 470,))], Sampling(0, 1, T, "run_on"))
     with pytest.raises(InputError, match=r"'torn'.*cannot be read"):
         engine.generate([*good, Request("torn", (b"\xff\xd8 no JPEG",))])
