@@ -33,6 +33,7 @@ from thinkdiff.tasks.qwen_engine import EngineOptions, prepare_torchvision, to_n
 
 GIB = 2**30
 MOST_CPU_CACHE = 1 * GIB
+ADVICE = (" Make sure that `max_model_len`", " Please reduce the length")  # vLLM's, on a prompt that is too long
 Rows = tuple[Any, Any]  # the states of a request's generated tokens, and of its prompt's or None
 
 
@@ -121,8 +122,8 @@ class VllmEngine:
                     added += self.llm.enqueue([prompt], [parameters], use_tqdm=False)
                 except (VLLMValidationError, ValueError) as error:
                     told = str(error)
-                    if "max_model_len" in told:
-                        told = f"{told.split('. ')[0]}. {self.longer()}"
+                    for advice in (advice for advice in ADVICE if advice in told):  # of settings that are not ours
+                        told = f"{told.partition(advice)[0]} {self.longer()}"
                     raise InputError(f"request {request.key!r}: vLLM refused its prompt: {told}") from error
             outputs = self.llm.wait_for_completion(use_tqdm=False)
         except ThinkDiffError:  # after any other error the process ends

@@ -149,8 +149,9 @@ def test_generate_refused_request_leaves_engine_usable(engine: QwenEngine, expec
     with pytest.raises(InputError, match="'long'"):
         engine.generate([*good, Request("long", ("word " * 900,))])
     todo = r"512 tokens together. Set run.max_model_len to more, at most 2048, or make the pictures smaller"
-    with pytest.raises(InputError, match=f"'long'.*{todo}"):
-        engine.generate([Request("long", ("word " * 900,))])
+    for parts in (("word " * 900,), (random_image(0), "word " * 900)):
+        with pytest.raises(InputError, match=f"'long'.*{todo}"):
+            engine.generate([Request("long", parts)])
     with pytest.raises(InputError, match=f"'tight'.*leaves no room for more.*{todo}"):
         engine.generate([*good, Request("tight", ("What" + " is" * 470,))], Sampling(0, 1, T, "run_on"))
     with pytest.raises(InputError, match=r"'torn'.*cannot be read"):
