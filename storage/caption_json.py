@@ -34,13 +34,13 @@ class JsonText:
         self._stream = stream
         self._decode = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape").decode
         self._text, self._at, self._done = "", 0, False
-        self._odd = False  # what is held is taken value by value
+        self._mark = -1  # where the last whole string of a list that is held ends; -1: what is held goes value by value
 
     def _more(self) -> None:
         """Reads on."""
         data = self._stream.read(PIECE)
         self._text = self._text[self._at :] + self._decode(data, not data)
-        self._at, self._done, self._odd = 0, not data, False
+        self._at, self._done, self._mark = 0, not data, self._text.rfind('",')
 
     def peek(self) -> str:
         """The next character that is no white space, not taken; empty at the end."""
@@ -78,12 +78,12 @@ class JsonText:
     def some(self) -> list[Any]:
         """The next value of a list, or many: up to the last string that is held as a whole."""
         self.peek()
-        end = self._text.rfind('",', self._at) + 1
-        if end and not self._odd:
+        if self._mark >= self._at:
+            end = self._mark + 1
             try:
                 found = DECODER.decode(f"[{self._text[self._at : end]}]")
             except (ValueError, RecursionError):  # the list ends before, or the mark stands inside a string
-                self._odd = True
+                self._mark = -1
             else:
                 self._at = end
                 return found

@@ -137,18 +137,19 @@ def header_name(header: bytes) -> str:
 
 def pax_path_and_size(text: bytes, name: str) -> tuple[str, int]:
     """Path and size of an extended header, `name` and -1 where it has none."""
-    size = -1
-    while text:
-        length, _, _ = text.partition(b" ")
-        end = int(length) if length.isdigit() and len(length) < 8 else 0
-        if not len(length) < end <= len(text):
+    at, size = 0, -1
+    while at < len(text):
+        space = text.find(b" ", at, at + 8)
+        length = text[at : max(at, space)]
+        end = at + int(length) if length.isdigit() else -1
+        if not space < end <= len(text):
             break
-        key, _, value = text[len(length) + 1 : end - 1].partition(b"=")
+        key, _, value = text[space + 1 : end - 1].partition(b"=")
         if key == b"path":
             name = value.decode("utf-8", "replace")
         elif key == b"size" and value.isdigit() and len(value) < 20:
             size = int(value)
-        text = text[end:]
+        at = end
     return name, size
 
 

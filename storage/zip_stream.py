@@ -19,7 +19,7 @@ MAX_MEMBERS = 20_000
 MAX_DIRECTORY = 16 << 20  # bytes that list the members
 MAX_MEMBER = 64 << 20
 MAX_TOTAL = 4 << 30
-END, ZIP64_END = b"PK\x05\x06", b"PK\x06\x07"
+MEMBER, END, ZIP64_END = b"PK\x01\x02", b"PK\x05\x06", b"PK\x06\x07"
 END_SIZE, COMMENT = 22, 65_535
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
@@ -64,15 +64,20 @@ class ZipReader:
         return data
 
     def _check_end(self, file: IO[bytes]) -> None:
-        """Looks at the end record, since the standard library reads a directory of any size into memory."""
+        """Looks at the end record and counts, since the standard library makes an object of every member there is."""
         size = file.seek(0, 2)
-        file.seek(max(0, size - END_SIZE - COMMENT - 20))
+        begin = file.seek(max(0, size - END_SIZE - COMMENT - 20))
         tail = file.read(END_SIZE + COMMENT + 20)
         at = tail.rfind(END)
         if at < 0 or at + END_SIZE > len(tail):
             raise self._refusal("no end of a zip")
         members, directory = struct.unpack_from("<HI", tail, at + 10)
-        if ZIP64_END in tail[max(0, at - 20) : at] or members > MAX_MEMBERS or directory > MAX_DIRECTORY:
+        if ZIP64_END in tail[max(0, at - 20) : at] or directory > MAX_DIRECTORY:
+            members = MAX_MEMBERS + 1
+        else:
+            file.seek(max(0, begin + at - directory))
+            members = max(members, file.read(min(directory, begin + at)).count(MEMBER))
+        if members > MAX_MEMBERS:
             raise self._refusal(f"more than {MAX_MEMBERS} members, or a directory of more than {MAX_DIRECTORY} bytes")
         file.seek(0)
 
