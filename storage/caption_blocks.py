@@ -8,7 +8,9 @@ Shapes: N rows of a column.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +19,8 @@ import pyarrow as pa
 from thinkdiff.schemas.captions import CollectionFormat
 from thinkdiff.storage.caption_rows import MAX_LINE, CaptionRow, Malformed, judged, parsed
 from thinkdiff.storage.caption_scan import RETURN, Bytes, Flags, Places, beyond_doubt, cut_lines, gather
+
+PACK = 1 << 12  # malformed rows that are compressed together
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,44 @@ class Text:
         return self.data[self.start[row] : self.end[row]].tobytes()
 
 
+class MalformedRows:
+    """Malformed rows in the order in which they come, some thousand at a time as compressed bytes."""
+
+    def __init__(self, rows: Iterable[Malformed] = ()) -> None:
+        self._packs: list[bytes] = []
+        self._packed, self._last = 0, list[tuple[int, str, str]]()
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: Malformed) -> None:
+        """Takes a row down."""
+        self._last.append((row.row, row.reason, row.excerpt))
+        if len(self._last) == PACK:
+            self._pack()
+
+    def extend(self, other: MalformedRows) -> None:
+        """Takes the rows of another down, whole packs as they are."""
+        if other._packs:
+            self._pack()
+            self._packs += other._packs
+            self._packed += other._packed
+        for row in other._last:
+            self.add(Malformed(*row))
+
+    def _pack(self) -> None:
+        if self._last:
+            self._packs.append(zlib.compress(json.dumps(self._last).encode(), 1))
+            self._packed, self._last = self._packed + len(self._last), []
+
+    def __len__(self) -> int:
+        return self._packed + len(self._last)
+
+    def __iter__(self) -> Iterator[Malformed]:
+        for pack in self._packs:
+            yield from (Malformed(*row) for row in json.loads(zlib.decompress(pack)))
+        yield from (Malformed(*row) for row in self._last)
+
+
 @dataclass(frozen=True)
 class Block:
     """Some consecutive rows of a file: `number`, `url` and `caption` of the good ones; the malformed ones apart.
@@ -68,7 +110,7 @@ class Block:
     number: Places
     url: Text
     caption: Text
-    malformed: list[Malformed] = field(default_factory=list)
+    malformed: MalformedRows = field(default_factory=MalformedRows)
 
     def good(self) -> Iterator[CaptionRow]:
         """The good rows as objects."""
@@ -118,7 +160,7 @@ def lists_block(urls: list[object], captions: list[object], first: int) -> Block
         np.array([row.row for row in good], np.int64),
         Text.of(pa.array([row.url.encode() for row in good], pa.large_binary())),
         Text.of(pa.array([row.caption.encode() for row in good], pa.large_binary())),
-        [row for row in rows if isinstance(row, Malformed)],
+        MalformedRows(row for row in rows if isinstance(row, Malformed)),
     )
 
 
@@ -126,11 +168,11 @@ def finished(
     first: int, good: Flags, url: Text, caption: Text, decide: Callable[[int], CaptionRow | Malformed]
 ) -> Block:
     """A block, with the rows that are in doubt decided one by one."""
-    malformed: list[Malformed] = []
-    for row in np.flatnonzero(~good).tolist():
+    malformed = MalformedRows()
+    for row in map(int, np.flatnonzero(~good)):  # no list: a chunk of newlines has millions of them
         found = decide(row)
         if isinstance(found, Malformed):
-            malformed.append(found)
+            malformed.add(found)
         else:
             good[row] = True
     kept = np.flatnonzero(good)

@@ -6,10 +6,10 @@ collection has and how it is cut in `caption_shards.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import IO
+from itertools import chain, islice
+from typing import IO, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,12 +19,15 @@ from thinkdiff.schemas.errors import InputError
 from thinkdiff.storage.caption_blocks import Block, arrow_block, lists_block, tsv_block
 from thinkdiff.storage.caption_json import JsonError, list_items
 from thinkdiff.storage.caption_lines import compression, decompressed, line_chunks, lines_array
-from thinkdiff.storage.caption_rows import BYTE_ORDER_MARK, COLUMNS, MAX_LINE, Malformed, excerpt
+from thinkdiff.storage.caption_rows import BYTE_ORDER_MARK, COLUMNS, EXCERPT, MAX_LINE, Malformed, excerpt
 from thinkdiff.storage.caption_scan import Bytes
-from thinkdiff.storage.image_sources import read_samples
+from thinkdiff.storage.image_sources import read_samples, short_batches
 from thinkdiff.storage.root import Folder
 
+T = TypeVar("T")
 ROWS = 1 << 13  # of a block that is not cut by bytes
+BLOCK = 1 << 24  # bytes or characters that end a block before it has its rows
+FEW = 1 << 6  # items of a list that are taken without a look at their lengths
 HINTS: dict[CollectionFormat, str] = {
     "cc3m-tsv": "it looks like cc12m-tsv; declare that format.",
     "cc12m-tsv": "it looks like cc3m-tsv; declare that format.",
@@ -150,10 +153,10 @@ def parquet_blocks(split: Split) -> Iterator[Block]:
         table = parquet_file(split, file)
         number = 0
         try:
-            for batch in table.iter_batches(
-                1 << 16, row_groups=list(range(split.start, split.stop)), columns=[url, caption]
-            ):
-                block = arrow_block(batch.column(url), batch.column(caption), number)
+            batches = short_batches(file, table, [url, caption], range(split.start, split.stop))
+            for some in gathered(batches, 1 << 16, lambda batch: batch.num_rows, lambda batch: batch.nbytes):
+                left, right = (pa.concat_arrays([batch.column(name) for batch in some]) for name in (url, caption))
+                block = arrow_block(left, right, number)
                 number += block.rows
                 yield block
         except (pa.ArrowException, OSError) as error:
@@ -163,6 +166,20 @@ def parquet_blocks(split: Split) -> Iterator[Block]:
             ) from error
 
 
+def gathered(parts: Iterable[T], most: int, rows: Callable[[T], int], size: Callable[[T], int]) -> Iterator[list[T]]:
+    """Parts in their order, as many together as have `most` rows or BLOCK bytes."""
+    held: list[T] = []
+    count = held_bytes = 0
+    for part in parts:
+        held.append(part)
+        count, held_bytes = count + rows(part), held_bytes + size(part)
+        if count >= most or held_bytes >= BLOCK:
+            yield held
+            held, count, held_bytes = [], 0, 0
+    if held:
+        yield held
+
+
 def tar_blocks(split: Split) -> Iterator[Block]:
     """The captions of a tar of img2dataset's, pictures passed over.
 
@@ -170,7 +187,7 @@ def tar_blocks(split: Split) -> Iterator[Block]:
     """
     urls: list[object] = []
     captions: list[object] = []
-    number, damage = 0, None
+    number, size, damage = 0, 0, None
     samples = read_samples(Folder(split.uri), split.name, 0)
     while damage is None:
         try:
@@ -180,14 +197,15 @@ def tar_blocks(split: Split) -> Iterator[Block]:
         if sample is not None:
             urls.append(sample.url or None)
             captions.append(sample.caption or None)
-        if len(urls) == ROWS or sample is None:
+            size += len(sample.url) + len(sample.caption)
+        if len(urls) == ROWS or size >= BLOCK or sample is None:
             block = lists_block(urls, captions, number)
             if damage is not None:
-                bad = Malformed(number + block.rows, "the tar is damaged from here on", excerpt(damage))
-                block = replace(block, rows=block.rows + 1, malformed=[*block.malformed, bad])
+                block.malformed.add(Malformed(number + block.rows, "the tar is damaged from here on", excerpt(damage)))
+                block = replace(block, rows=block.rows + 1)
             yield block
             number += len(urls)
-            urls, captions = [], []
+            urls, captions, size = [], [], 0
         if sample is None:
             return
 
@@ -201,17 +219,49 @@ def json_blocks(split: Split) -> Iterator[Block]:
     folder, number = Folder(split.uri), 0
     with decompressed(folder, split.name) as one, decompressed(folder, split.name) as other:
         sides = list_items(one, "image_urls"), list_items(other, "captions", whole=True)
-        while True:
-            try:
-                urls, captions = (list(islice(side, ROWS)) for side in sides)
-            except JsonError as error:
-                raise no_lists from error
-            if len(urls) != len(captions):
-                raise no_lists
-            if not urls:
-                return
-            yield string_block(urls, captions, number)
-            number += len(urls)
+        try:
+            for some in gathered(few_pairs(*sides), ROWS, lambda part: len(part[0]), characters):
+                urls, captions = (list(chain.from_iterable(lists)) for lists in zip(*some, strict=True))
+                if len(urls) != len(captions):
+                    raise no_lists
+                yield string_block(urls, captions, number)
+                number += len(urls)
+        except JsonError as error:
+            raise no_lists from error
+
+
+class Odd:
+    """An item that is no string; of what it is only that is kept which an excerpt shows."""
+
+    def __init__(self, item: object) -> None:
+        self._shown = repr(item)[:EXCERPT]
+
+    def __repr__(self) -> str:
+        return self._shown
+
+
+def few_pairs(*sides: Iterator[object]) -> Iterator[tuple[list[object], ...]]:
+    """The next FEW items of each list, until none has any; of a string too long for a row its beginning."""
+    while True:
+        lists = tuple([item if short(item) else shortened(item) for item in islice(side, FEW)] for side in sides)
+        if not any(lists):
+            return
+        yield lists
+
+
+def short(item: object) -> bool:
+    """Whether an item is kept as it is."""
+    return len(item) <= MAX_LINE if isinstance(item, str) else item is None
+
+
+def shortened(item: object) -> object:
+    """What has the same reason and the same excerpt as an item that makes its row malformed."""
+    return item[: MAX_LINE + 1] if isinstance(item, str) else Odd(item)
+
+
+def characters(lists: Iterable[list[object]]) -> int:
+    """Characters of the strings in some lists."""
+    return sum(len(item) for items in lists for item in items if isinstance(item, str))
 
 
 def string_block(urls: list[object], captions: list[object], first: int) -> Block:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 PIECE = 1 << 20
-MAX_ITEM = 1 << 24  # characters
+MAX_ITEM = 1 << 20  # characters, beside a piece
 SPACE = re.compile(r"[ \t\n\r]*")
 ENDS = tuple(",:]} \t\n\r")  # a number may go on behind anything else, or behind the text that is held
 DECODER = json.JSONDecoder()

@@ -10,17 +10,19 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from thinkdiff.schemas.errors import InputError
+from thinkdiff.schemas.errors import InputError, ThinkDiffError
 from thinkdiff.schemas.images import TarSource
 from thinkdiff.storage.root import Folder, matching
 from thinkdiff.storage.tar_stream import Member, TarReader
 
 MAX_TEXT = 1 << 20
+BATCH_ROWS, BATCH_BYTES = 1 << 10, 1 << 24  # of a table that are decoded at once, at most
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif")
 TEXTS = ("json", "txt")
 FAILURES = ["url", "caption", "status", "error_message"]
@@ -104,17 +106,55 @@ def read_failures(folder: Folder, tar: str) -> Iterator[TarSample]:
         return
     try:
         with folder.open(name) as file:
-            for batch in pq.ParquetFile(file).iter_batches(columns=FAILURES):
+            table = pq.ParquetFile(file)
+            for batch in short_batches(file, table, FAILURES, range(table.num_row_groups)):
                 for row in batch.to_pylist():
                     if row["status"] != "success" and isinstance(row["url"], str) and isinstance(row["caption"], str):
                         reason = failure(row["status"], row["error_message"])
                         yield TarSample(row["url"], row["caption"], reason=reason)
-    except (pa.ArrowException, ValueError, KeyError) as error:
+    except (pa.ArrowException, ValueError, KeyError, OSError) as error:
+        if isinstance(error, ThinkDiffError) or (
+            isinstance(error, OSError) and error.errno
+        ):  # the store, not the table
+            raise
         log.warning(
             "%s: found no table of img2dataset's (%s), expected one; failed downloads stay without their reason.",
             folder.full(name),
             type(error).__name__,
         )
+
+
+def short_batches(
+    file: IO[bytes], table: pq.ParquetFile, names: list[str], groups: Iterable[int]
+) -> Iterator[pa.RecordBatch]:
+    """Some columns of row groups, so few rows at a time that no dictionary can make much memory of few bytes.
+
+    A page is decoded as a whole, whatever its size. Raises ValueError for lists, of which a row can hold any number.
+    """
+    for group in groups:
+        about = table.metadata.row_group(group)
+        columns = [
+            column for i in range(about.num_columns) if (column := about.column(i)).physical_type == "BYTE_ARRAY"
+        ]
+        if any(column.path_in_schema.partition(".")[0] in names and "." in column.path_in_schema for column in columns):
+            raise ValueError("nested columns")
+        words = [c.path_in_schema for c in columns if not any(kind.startswith("DELTA") for kind in c.encodings)]
+        longest = longest_word(file, table, [name for name in words if name in names], group)
+        rows = max(1, min(BATCH_ROWS, BATCH_BYTES // max(longest, 1)))
+        yield from table.iter_batches(rows, row_groups=[group], columns=names)
+
+
+def longest_word(file: IO[bytes], table: pq.ParquetFile, names: list[str], group: int) -> int:
+    """Bytes of the longest value in the dictionaries of a row group, by reading its first row."""
+    kept = pq.ParquetFile(file, metadata=table.metadata, read_dictionary=names, buffer_size=1 << 16)
+    found = 0
+    for batch in kept.iter_batches(1, row_groups=[group], columns=names):
+        for column in batch.columns:
+            if isinstance(column, pa.DictionaryArray):
+                sizes = pc.call_function("binary_length", [column.dictionary])
+                found = max(found, pc.call_function("max", [sizes]).as_py() or 0)
+        break
+    return found
 
 
 def failure(status: Any, error: Any) -> str:

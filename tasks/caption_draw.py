@@ -23,9 +23,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from thinkdiff.schemas.captions import CaptionSpec
-from thinkdiff.storage.caption_blocks import Text
+from thinkdiff.storage.caption_blocks import MalformedRows, Text
 from thinkdiff.storage.caption_formats import Split
-from thinkdiff.storage.caption_rows import Malformed
 from thinkdiff.storage.caption_scan import gather
 from thinkdiff.storage.caption_shards import read_blocks, rows_per_byte
 from thinkdiff.tasks.caption_filters import REASONS, reasons
@@ -54,7 +53,7 @@ class Tally:
 
     rows: int
     filtered: Counter[str]
-    malformed: list[Malformed]
+    malformed: MalformedRows
 
 
 def candidates(split: Split, spec: CaptionSpec, limit: float) -> tuple[Tally, Columns]:
@@ -63,7 +62,7 @@ def candidates(split: Split, spec: CaptionSpec, limit: float) -> tuple[Tally, Co
     below = np.uint64(min(limit * weight * SPAN, SPAN - 2048))
     everything = limit * weight >= 1
     rows, counts = 0, np.zeros(len(REASONS) + 1, np.int64)
-    malformed: list[Malformed] = []
+    malformed = MalformedRows()
     hashes, numbers, urls, captions = [], [], [], []
     for block in read_blocks(split):
         codes = reasons(block.caption, spec.filters)
@@ -76,7 +75,7 @@ def candidates(split: Split, spec: CaptionSpec, limit: float) -> tuple[Tally, Co
         numbers.append(block.number[kept])
         urls.append(block.url.rows(kept).take())
         captions.append(block.caption.rows(kept).take())
-        malformed += block.malformed
+        malformed.extend(block.malformed)
         rows += block.rows
     filtered = Counter({reason: int(count) for reason, count in zip(REASONS, counts[1:], strict=True) if count})
     url, caption = joined(urls), joined(captions)

@@ -6,6 +6,8 @@ import bz2
 import gzip
 import io
 import json
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 
 from thinkdiff.schemas.captions import Collection, CollectionFormat
 from thinkdiff.schemas.errors import InputError
-from thinkdiff.storage.caption_blocks import Text, arrow_block, tsv_block
+from thinkdiff.storage.caption_blocks import MalformedRows, Text, arrow_block, tsv_block
 from thinkdiff.storage.caption_lines import whole_lines
 from thinkdiff.storage.caption_rows import CaptionRow, Malformed, judged, parsed
 from thinkdiff.storage.root import Folder
@@ -175,3 +177,49 @@ def test_lists_of_sbu_are_judged_pair_by_pair(tmp_path_factory, pairs: list[tupl
     folder.write("x.json", json.dumps(lists, ensure_ascii=escaped, indent=1).encode("utf-8", "surrogatepass"))
     found = rows_of(Collection(name="sbu", format="sbu-json", url="x.json"), folder)
     assert found == [judged(i, *pair) for i, pair in enumerate(pairs)]
+
+
+def test_malformed_rows_are_packed_and_come_back_in_order():
+    rows = [Malformed(i, f"reason {i % 3}", f"\u6f22 {i}") for i in range(10_000)]
+    packed = MalformedRows(rows[:5000])
+    packed.extend(MalformedRows(rows[5000:9500]))
+    packed.extend(MalformedRows(rows[9500:]))
+    assert list(packed) == rows
+    assert len(packed) == 10_000
+
+
+BOMBS = """
+import sys, resource
+from thinkdiff.schemas.captions import Collection
+from thinkdiff.storage.caption_shards import collection_splits
+from thinkdiff.storage.caption_formats import json_blocks, parquet_blocks
+form, path = sys.argv[1:]
+readers = {"sbu-json": json_blocks, "img2dataset-parquet": parquet_blocks}
+split = collection_splits(Collection(name="x", format=form, url=path), "/", 1 << 30)[0]
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+before = peak()
+rows = sum(block.rows for block in readers[form](split))
+print(rows, peak() - before)
+"""
+
+
+@pytest.mark.parametrize("form", ["sbu-json", "img2dataset-parquet"])
+def test_few_bytes_that_hold_much_text_take_little_memory(tmp_path: Path, form: CollectionFormat):
+    path, rows = tmp_path / ("x.json.zst" if form == "sbu-json" else "x.parquet"), 1500
+    if form == "sbu-json":
+        with pa.CompressedOutputStream(str(path), "zstd") as file:
+            file.write(b'{"image_urls":["http://x"' + b',"http://x"' * (rows - 1) + b'],"captions":["ok"')
+            for _ in range(rows - 1):
+                file.write(b',"' + b"x" * 900_000 + b'"')
+            file.write(b"]}")
+    else:
+        words = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), pa.array(["x" * 900_000]))
+        table = pa.table({"url": ["http://x"] * rows, "caption": words})
+        pq.write_table(table, path, store_schema=False, compression="zstd")
+    done = subprocess.run([sys.executable, "-c", BOMBS, form, str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found, mib = map(int, done.stdout.split())
+    assert path.stat().st_size < 200_000
+    assert found == rows
+    assert mib < 400

@@ -84,3 +84,19 @@ def test_value_without_end_is_not_held(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(JsonError, match="does not end"):
         list(list_items(stream, "urls"))
     assert stream.tell() < 1100
+
+
+def test_list_without_strings_is_looked_through_once_for_each_piece(monkeypatch: pytest.MonkeyPatch):
+    looked = 0
+
+    class Counted(str):
+        def rfind(self, *places: Any) -> int:
+            nonlocal looked
+            looked += 1
+            return super().rfind(*places)
+
+    text = caption_json.JsonText(io.BytesIO(b"[" + b"1," * 5000 + b"1]"))
+    monkeypatch.setattr(text, "_decode", lambda data, last: Counted(data.decode()))
+    monkeypatch.setattr(text, "_text", Counted())
+    assert sum(map(len, text.items())) == 5001
+    assert looked <= 2

@@ -23,9 +23,9 @@ from thinkdiff.schemas.images import ImageSet, TarSource
 from thinkdiff.storage.caption_sample import SampledCaption
 from thinkdiff.storage.image_parts import ImageParts, Spool
 from thinkdiff.storage.image_shards import ImageReader
-from thinkdiff.storage.image_sources import TarSample, find_tars, read_samples
+from thinkdiff.storage.image_sources import TarSample, find_tars, read_samples, short_batches
 from thinkdiff.storage.root import Folder
-from thinkdiff.storage.tar_stream import Member, TarBuilder, TarReader
+from thinkdiff.storage.tar_stream import Member, TarBuilder, TarReader, pax_path_and_size
 
 MAX_BYTES = 10_000
 
@@ -359,3 +359,35 @@ def test_builder_writes_what_tarfile_reads():
             assert member.read() == content
             assert tar.getmember(name).offset_data == offset
     assert len(data) % tarfile.RECORDSIZE == 0
+
+
+def test_extended_header_is_read_record_by_record():
+    assert pax_path_and_size(b"2 " * 4000 + b"11 size=12\n12 path=a=b\n3 ", "n") == ("a=b", 12)
+    for broken in (b"", b"x path=a", b"0 path=a", b"12 path=a", b"000000010 path=abc\n", b"12"):
+        assert pax_path_and_size(broken, "n") == ("n", -1)
+
+
+def test_damaged_page_of_a_table_of_failures_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    folder, sink = Folder(str(tmp_path)), pa.BufferOutputStream()
+    rows = {
+        name: [f"http://x/{name}/{i}" for i in range(500)] for name in ("url", "caption", "status", "error_message")
+    }
+    pq.write_table(pa.table(rows), sink, compression="zstd")
+    folder.write("00000.tar", tar_of(sample(0)))
+    damaged = bytearray(sink.getvalue())
+    damaged[4] ^= 0xFF  # the header of the first page
+    folder.write("00000.parquet", bytes(damaged))
+    assert len(list(read_samples(folder, "00000.tar", MAX_BYTES))) == 1
+    assert "00000.parquet: found no table" in caplog.text
+
+
+def test_long_words_of_a_dictionary_are_decoded_a_few_rows_at_a_time(tmp_path: Path):
+    path, rows = tmp_path / "x.parquet", 3000
+    one = pa.array([0] * rows, pa.int32())
+    words = {name: pa.DictionaryArray.from_arrays(one, pa.array(["x" * (1 << 20)])) for name in ("url", "caption")}
+    pq.write_table(pa.table(words), path, store_schema=False, compression="zstd")
+    with path.open("rb") as file:
+        batches = short_batches(file, pq.ParquetFile(file), ["url", "caption"], range(1))
+        sizes = [next(batches).nbytes for _ in range(3)]
+    assert path.stat().st_size < 10_000
+    assert max(sizes) < 40 << 20

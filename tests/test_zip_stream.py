@@ -103,3 +103,10 @@ def test_directory_of_64_bits_is_refused_before_it_is_read():
     locator = b"PK\x06\x07" + struct.pack("<IQI", 0, 0, 1)
     with pytest.raises(InputError, match="more than 20000 members, or a directory of more than"):
         reader(PLAIN[:end] + locator + PLAIN[end:])
+
+
+def test_more_members_than_the_end_record_says_are_counted():
+    many = bytearray(zip_of((f"{i}", b"") for i in range(20_001)))
+    many[-14:-10] = struct.pack("<HH", 1, 1)
+    with pytest.raises(InputError, match="more than 20000 members"):
+        reader(bytes(many))
