@@ -234,8 +234,8 @@ def test_e2e_prefect_evaluation_killed_while_judging_goes_on_and_asks_nothing_tw
     assert late.items() > early.items()
     keys = [key for file in late.values() for key in json.loads(file)]
     assert sorted(keys) == sorted(asked_of(media))
-    (tmp_path / "llava" / "model.safetensors").write_bytes(b"no weights")  # who opened the engine now would be told so
-    done = prefect(*order("evaluate-cobsat", benchmark, refresh=["score_cobsat"]), env=service, timeout=500)
+    hasty = benchmark | {"run": benchmark["run"] | {"judge_seconds": 1e-3}}  # a judge that is asked now fails
+    done = prefect(*order("evaluate-cobsat", hasty, refresh=["score_cobsat"]), env=service, timeout=500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert answers() == late
     (again,) = made(root, Scorecard)
