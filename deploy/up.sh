@@ -240,8 +240,9 @@ stop() { # asks, waits, insists; also those that a process which has died left i
     [ -z "$stopped" ] || say "$name stopped"
 }
 
-postgres_runs() {
-    as_postgres "$postgres_bin/pg_ctl" status -D "$state/postgres/data" >/dev/null 2>&1
+postgres_runs() { # the server that initdb has for itself is none
+    local said
+    said=$(as_postgres "$postgres_bin/pg_ctl" status -D "$state/postgres/data" 2>/dev/null) && [[ $said != *single-user* ]]
 }
 
 start_postgres() { # `pw` is there from the first initdb until the database is there
@@ -257,6 +258,10 @@ start_postgres() { # `pw` is there from the first initdb until the database is t
 run_postgres() {
     local data=$state/postgres/data
     must_be_free "$postgres_port" THINKDIFF_POSTGRES_PORT PostgreSQL
+    for _ in $(seq 60); do # what an interrupted initdb has left running ends by itself
+        [[ $(as_postgres "$postgres_bin/pg_ctl" status -D "$data" 2>/dev/null || true) == *single-user* ]] || break
+        sleep 0.5
+    done
     if ! as_postgres test -f "$data/PG_VERSION" ||
         { [ -f "$state/postgres/pw" ] && ! as_postgres test -f "$data/postmaster.opts"; }; then # initdb was interrupted
         mkdir -p "$state/postgres"

@@ -26,11 +26,12 @@ LARGE = 1 << 20
 AHEAD = 32  # requests that the disk knows of
 
 
-def files(base: str, depth: int | None = None) -> dict[str, int]:
-    """Paths below `base` and sizes in bytes of all its files, of links to files too; links to folders are not entered.
+def files(base: str, depth: int | None = None, links: bool = True) -> dict[str, int]:
+    """Paths below `base` and sizes in bytes of all its files; links to folders are not entered.
 
-    depth: folders that are gone into, counted from 1 for `base`; None for all. What vanishes meanwhile is left out.
-    Raises OSError for a folder that cannot be listed: left out, its files would pass for deleted ones.
+    depth: folders that are gone into, counted from 1 for `base`; None for all. links: whether links to files count.
+    What vanishes meanwhile is left out. Raises OSError for a folder that cannot be listed: left out, its files would
+    pass for deleted ones.
     """
     found, folders = dict[str, int](), [("", 1)]
     while folders:
@@ -44,7 +45,7 @@ def files(base: str, depth: int | None = None) -> dict[str, int]:
             if entry.is_dir(follow_symlinks=False):
                 if depth is None or level < depth:
                     folders.append((f"{folder}{entry.name}/", level + 1))
-            elif (state := state_of(entry)) and stat.S_ISREG(state.st_mode):
+            elif (links or not entry.is_symlink()) and (state := state_of(entry)) and stat.S_ISREG(state.st_mode):
                 found[f"{folder}{entry.name}"] = state.st_size
     return found
 

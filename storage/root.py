@@ -301,10 +301,13 @@ class Folder:
         return {f"{start}{name}": size for name, size in sorted(found.items()) if TEMPORARY not in name}
 
     def all_sizes(self) -> dict[str, int]:
-        """Names and sizes in bytes of all files below this folder, temporary ones too. Raises RootError, never less."""
+        """Names and sizes in bytes of all files below this folder, temporary ones too; links are none.
+
+        Raises RootError, and never tells less.
+        """
         if self.is_local:
             with readable(self.uri):
-                return disk.files(self.uri)
+                return disk.files(self.uri, links=False)
         try:
             found = self._ask(self.uri, lambda fs: fs.find(self.uri, detail=True))
         except FileNotFoundError:

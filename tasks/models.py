@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from thinkdiff.schemas.artifact import Execution, Model
 from thinkdiff.schemas.errors import ModelError, SpecError, ThinkDiffError
+from thinkdiff.storage import disk
 from thinkdiff.storage.root import Folder
 
 DIGEST = "sha256:"
@@ -80,10 +81,11 @@ def folder_revision(path: str | Path) -> str:
     """The digest of a local folder as a revision, `sha256:<hex>`.
 
     It is the sha256 over one entry for each file, sorted by relative path: path, NUL, the file's own sha256
-    in hex, newline. A file is read once in a process, unless its size or time of change is another.
+    in hex, newline. Links to files are files here, as in the hub's cache. A file is read once in a process, unless its
+    size or time of change is another.
     """
     folder, digest = Folder.at(str(path)), hashlib.sha256()
-    for name in folder.sizes():
+    for name in sorted(disk.files(folder.uri)):
         state = os.stat(folder.full(name))
         file_digest = _file_digest(folder.uri, name, state.st_size, state.st_mtime_ns)
         digest.update(f"{name}\0{file_digest}\n".encode())

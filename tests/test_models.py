@@ -41,6 +41,13 @@ def test_folder_revision_is_the_documented_digest(family: Path):
     assert folder_revision(family / "tiny") == "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
 
+def test_folder_revision_of_links_is_that_of_their_files(family: Path, tmp_path: Path):
+    (tmp_path / "linked/sub").mkdir(parents=True)
+    for name in ("config.json", "sub/weights.bin"):
+        (tmp_path / "linked" / name).symlink_to(family / "tiny" / name)
+    assert folder_revision(tmp_path / "linked") == folder_revision(family / "tiny")
+
+
 @pytest.mark.parametrize("change", ["alter", "remove", "add"])
 def test_folder_of_another_digest_than_its_revision_is_refused(family: Path, change: str):
     model = Model(name="tiny", revision=folder_revision(family / "tiny"))

@@ -21,6 +21,7 @@ from test_url_hash import plain_murmur
 from thinkdiff.schemas.artifact import Execution
 from thinkdiff.schemas.captions import CaptionFilters, CaptionSet, CaptionSpec, Collection, sample_key
 from thinkdiff.schemas.errors import InputError, SpecError
+from thinkdiff.storage.caption_blocks import MalformedRows
 from thinkdiff.storage.caption_formats import Split
 from thinkdiff.storage.caption_sample import read_captions, read_malformed
 from thinkdiff.storage.caption_shards import collection_splits
@@ -259,7 +260,7 @@ def test_empty_columns_are_no_sample(tmp_path: Path):
     empty = Columns(np.zeros(0, np.uint64), np.zeros((0, 2), np.uint64), np.zeros(0, np.int64), *texts)
     split = Split("a", "cc12m-tsv", str(tmp_path), "a.tsv", 0, 0, 0)
     spec = CaptionSpec(collections=(Collection(name="a", format="cc12m-tsv", url="a.tsv"),), n=1)
-    assert lowest([split], [Tally(0, Counter(), [])], [empty], spec) == 0
+    assert lowest([split], [Tally(0, Counter(), MalformedRows())], [empty], spec) == 0
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), unique=True))
