@@ -125,7 +125,7 @@ def service(tmp_path_factory):
             if process is not None:
                 process.terminate()
                 try:
-                    process.wait(60)
+                    process.wait(15)
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
